@@ -9,6 +9,7 @@ dimensions by size is a classical way to be silently wrong.
 # mypy: disable-error-code="no-any-return"
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -49,6 +50,7 @@ class Network(NamedTuple):
 
 
 NETWORKS: dict[str, Network] = {}
+Removal = dict[str, dict[int, list[int]]]
 _F = TypeVar("_F", bound=Callable[[], nn.Module])
 
 
@@ -121,6 +123,41 @@ def build(
         tuple(cast(arg) for arg in case.args),
         {key: cast(value) for key, value in case.kwargs.items()},
     )
+
+
+def produced(module: nn.Module, parameter: str) -> tuple[int, ...]:
+    """Return the dimensions of a parameter whose slices make a channel; zeroed there, the channel is zero."""
+    if isinstance(module, nn.Embedding) or (
+        isinstance(module, nn.modules.conv._ConvTransposeNd) and parameter == "weight"
+    ):
+        return (1,)
+    if isinstance(
+        module,
+        nn.modules.conv._ConvNd
+        | nn.Linear
+        | nn.modules.batchnorm._NormBase
+        | nn.GroupNorm
+        | nn.RNNBase
+        | nn.MultiheadAttention,
+    ):
+        return (0,)
+    if isinstance(module, nn.PReLU):
+        return ()
+    return tuple(range(getattr(module, parameter).dim()))
+
+
+def zeroed(model: nn.Module, removed: Removal) -> nn.Module:
+    """Return a copy of the model whose removed channels are never produced. Consumers keep their weights."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, dims in removed.items():
+            owner, _, leaf = name.rpartition(".")
+            if name not in dict(model.named_parameters(remove_duplicate=False)):
+                continue
+            value = model.get_parameter(name)
+            for dim in produced(model.get_submodule(owner), leaf):
+                value.index_fill_(dim, torch.tensor(dims.get(dim, []), dtype=torch.int64), 0.0)
+    return model
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, **options: Any) -> nn.Conv2d:

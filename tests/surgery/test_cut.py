@@ -1,0 +1,312 @@
+"""A cut network computes what the uncut one computes without the removed channels, for every construct.
+
+Two references that share no code: the library's masked reference, and the *eager* model with the weights that produce
+the removed channels set to zero, wherever that is the same thing (``Expectation.zero_keeps``).
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from fxprune.channels.groups import Groups
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.capture import Traced, trace
+from fxprune.channels import find_groups
+from fxprune.errors import FxPruneError, PlanError
+from fxprune.surgery import cut, verify_cut
+from tests.networks import NETWORKS, Removal, build, zeroed
+
+TOLERANCE = 1e-9
+SEEDS = (0, 1)
+
+
+@functools.cache
+def captured(name: str) -> tuple[nn.Module, Traced, Groups]:
+    """Return a model, its capture and its groups in float64; no test changes them."""
+    model, args, kwargs = build(name, torch.float64)
+    traced = trace(model, args, kwargs)
+    return model, traced, find_groups(traced)
+
+
+def choose(groups: Groups, seed: int | None) -> Removal:
+    """Return a random removal that leaves at least one unit of each family; without a seed, the largest such."""
+    rng = random.Random(seed)
+    chosen: list[int] = []
+    for family in groups.families:
+        most = len(family) - 1
+        count = most if seed is None else rng.randint(min(1, most), most)
+        chosen += rng.sample([int(unit) for unit in family], count)
+    removal: Removal = groups.removal(chosen)
+    return removal
+
+
+def live_names() -> list[str]:
+    """Networks that must have something to remove: all but those whose only expectation is that nothing is."""
+    return [name for name, case in NETWORKS.items() if case.expectation.cut]
+
+
+with_seeds = pytest.mark.parametrize("seed", [*SEEDS, None], ids=[*(f"seed{seed}" for seed in SEEDS), "most"])
+every_network = pytest.mark.parametrize("name", live_names())
+
+
+def pruned(name: str, seed: int | None) -> tuple[nn.Module, Traced, Traced, Removal]:
+    """Return model, capture, cut capture and what was removed."""
+    model, traced, groups = captured(name)
+    removed = choose(groups, seed)
+    assert removed, "nothing to remove, so nothing would be tested"
+    return model, traced, cut(traced, removed, groups), removed
+
+
+def assert_close(actual: list[Tensor], expected: list[Tensor]) -> None:
+    """Compare relative to the largest entry of each output; NaN fails."""
+    assert len(actual) == len(expected) > 0
+    for mine, theirs in zip(actual, expected, strict=True):
+        assert mine.shape == theirs.shape
+        error, scale = float((mine - theirs).abs().max()), float(theirs.abs().max())
+        assert error <= TOLERANCE * scale, f"relative error {error / max(scale, 1e-300):.2e}"
+
+
+def flat(outputs: Any) -> list[Tensor]:
+    """Return the tensors of a nest of outputs, in order."""
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+# ---------------------------------------------------------------- against the library's masked reference
+
+
+@every_network
+@with_seeds
+def test_equals_the_masked_reference(name: str, seed: int | None) -> None:
+    _, traced, small, removed = pruned(name, seed)
+    assert verify_cut(traced, small, removed, captured(name)[2]) <= TOLERANCE
+
+
+# ---------------------------------------------------------------- against zeroed weights of the eager model
+
+
+@pytest.mark.parametrize("name", [name for name in live_names() if NETWORKS[name].expectation.zero_keeps])
+@with_seeds
+def test_equals_the_eager_model_with_zeroed_producers(name: str, seed: int | None) -> None:
+    model, traced, small, removed = pruned(name, seed)
+    args, kwargs = traced.inputs(batch=3, seed=5)
+    with torch.no_grad():
+        expected = flat(zeroed(model, removed)(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+        whole = flat(model(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+    assert_close(small.run(args, kwargs), expected)
+    if seed is None:  # the reference is not the unpruned model by accident
+        assert any(float((left - right).abs().max()) > 1e-6 for left, right in zip(expected, whole, strict=True))
+
+
+# ---------------------------------------------------------------- what is left
+
+
+@every_network
+@with_seeds
+def test_state_is_the_original_without_the_removed_slices(name: str, seed: int | None) -> None:
+    model, _, small, removed = pruned(name, seed)
+    state, old = small.module.state_dict(), model.state_dict()
+    assert sorted(state) == sorted(old)
+    pointers = {key: value.data_ptr() for key, value in model.state_dict(keep_vars=True).items()}
+    for key, value in old.items():
+        twins = [other for other in removed if other == key or (value.numel() and pointers[other] == pointers[key])]
+        dims = removed[twins[0]] if twins else {}
+        for dim, indices in dims.items():
+            assert indices == sorted(set(indices))
+            keep = [index for index in range(value.shape[dim]) if index not in set(indices)]
+            assert 0 < len(keep) < value.shape[dim], "a cut parameter really shrinks, and does not vanish"
+            value = value.index_select(dim, torch.tensor(keep))
+        assert state[key].shape == value.shape, key
+        if value.is_floating_point():  # integer buffers hold indices, which move when channels go
+            assert torch.equal(state[key], value), key
+
+
+# The sizes that a module states, read off its weights; the first class that fits.
+SIZES: list[tuple[Any, Callable[[Any], dict[str, Any]]]] = [
+    (
+        nn.modules.conv._ConvTransposeNd,
+        lambda m: {"in_channels": m.weight.shape[0], "out_channels": m.weight.shape[1] * m.groups},
+    ),
+    (nn.modules.conv._ConvNd, lambda m: {"in_channels": m.weight.shape[1] * m.groups, "out_channels": len(m.weight)}),
+    (nn.Linear, lambda m: {"in_features": m.weight.shape[1], "out_features": m.weight.shape[0]}),
+    (nn.modules.batchnorm._NormBase, lambda m: {"num_features": len(m.weight)}),
+    (nn.LayerNorm | nn.RMSNorm, lambda m: {"normalized_shape": tuple(m.weight.shape)}),
+    (nn.GroupNorm, lambda m: {"num_channels": len(m.weight)}),
+    (nn.Embedding, lambda m: {"num_embeddings": m.weight.shape[0], "embedding_dim": m.weight.shape[1]}),
+    (nn.RNNBase, lambda m: {"hidden_size": m.weight_hh_l0.shape[1], "input_size": m.weight_ih_l0.shape[1]}),
+    (nn.PReLU, lambda m: {"num_parameters": len(m.weight)}),
+]
+
+
+@every_network
+def test_module_attributes_agree_with_their_weights(name: str) -> None:
+    """Attributes are what printing, fine-tuning and export read."""
+    _, _, small, _ = pruned(name, None)
+    for path, module in small.module.named_modules():
+        for attribute, value in next((sizes(module) for kind, sizes in SIZES if isinstance(module, kind)), {}).items():
+            actual = getattr(module, attribute)
+            assert (tuple(actual) if isinstance(value, tuple) else actual) == value, f"{path}.{attribute}"
+
+
+@every_network
+def test_original_is_untouched(name: str) -> None:
+    model, traced, groups = captured(name)
+    before, code = copy.deepcopy(model.state_dict()), traced.module.code
+    small = cut(traced, choose(groups, 1), groups)
+    assert traced.module.code == code
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    pointers = {value.data_ptr() for value in model.parameters()}
+    assert all(value.data_ptr() not in pointers for value in small.module.parameters())
+
+
+@every_network
+def test_can_be_exported_again_and_run_at_another_batch_size(name: str) -> None:
+    _, _, small, _ = pruned(name, 1)
+    small.module.graph.lint()
+    exported = torch.export.export(small.module, small.args, small.kwargs, dynamic_shapes=small.dynamic_shapes)
+    for batch in (2, 5):
+        args, kwargs = small.inputs(batch=batch, seed=batch)
+        with torch.no_grad():
+            again = flat(exported.module()(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+        assert all(output.shape[0] == batch for output in again)
+        assert_close(again, small.run(args, kwargs))
+
+
+@every_network
+def test_recorded_shapes_are_the_real_ones(name: str) -> None:
+    """Every node's fake value was propagated again and agrees with what running it gives."""
+    _, _, small, _ = pruned(name, 0)
+
+    class Check(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> Any:
+            result = super().run_node(n)
+            recorded = flat(n.meta.get("val"))
+            for mine, theirs in zip(recorded, flat(result), strict=bool(recorded)):
+                assert mine.shape == theirs.shape, n
+                assert mine.dtype == theirs.dtype, n
+            assert recorded or not flat(result) or n.op == "output", n
+            return result
+
+    args = copy.deepcopy(small.args)
+    inputs = pytree.tree_leaves((args, small.kwargs))
+    graph = copy.deepcopy(small.module)
+    graph.graph.set_codegen(torch.fx.graph.CodeGen())
+    with torch.no_grad():
+        Check(graph).run(*inputs, enable_io_processing=False)
+
+
+@every_network
+def test_two_cuts_are_one(name: str) -> None:
+    """Groups of the cut network are found like those of any network: cutting again equals cutting at once."""
+    model, traced, small, removed = pruned(name, 0)
+    groups = find_groups(small)
+    again = choose(groups, 1)
+    if not again:
+        pytest.skip("the first cut left nothing to remove")
+    smaller = cut(small, again, groups)
+    assert verify_cut(small, smaller, again, groups) <= TOLERANCE
+    both = compose(model, removed, again)
+    at_once = cut(traced, both, captured(name)[2])
+    args, kwargs = traced.inputs(batch=3, seed=2)
+    assert_close(smaller.run(args, kwargs), at_once.run(args, kwargs))
+
+
+def compose(model: nn.Module, first: Removal, second: Removal) -> Removal:
+    """Return one removal in the original's indices that does what two do in sequence."""
+    state = model.state_dict()
+    both: Removal = copy.deepcopy(first)
+    for name, dims in second.items():
+        for dim, indices in dims.items():
+            gone = set(first.get(name, {}).get(dim, []))
+            left = [index for index in range(state[name].shape[dim]) if index not in gone]
+            both.setdefault(name, {})[dim] = sorted(gone | {left[index] for index in indices})
+    return both
+
+
+# ---------------------------------------------------------------- many random cuts of the hardest
+
+
+HARDEST = (
+    "c2f",
+    "shuffle_unit",
+    "shuffle_grouped",
+    "grouped_after_concat",
+    "two_group_counts",
+    "two_group_counts_added",
+    "attention_windowed",
+    "attention_grouped",
+    "bidirectional_gru",
+    "slice_constant",
+)
+
+
+@given(seed=st.integers(2, 2**16), name=st.sampled_from(HARDEST))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_any_removal_of_the_hardest(seed: int, name: str) -> None:
+    model, traced, small, removed = pruned(name, seed)
+    assert verify_cut(traced, small, removed, captured(name)[2]) <= TOLERANCE
+    args, kwargs = traced.inputs(batch=2, seed=seed)
+    with torch.no_grad():
+        expected = flat(zeroed(model, removed)(*args, **kwargs))
+    assert_close(small.run(args, kwargs), expected)
+
+
+# ---------------------------------------------------------------- the reference itself, and refusals
+
+
+def test_reference_notices_a_wrong_cut() -> None:
+    """Weights in the wrong order have the right shapes: only values tell."""
+    _, traced, small, removed = pruned("channel_shuffle", 1)
+    twin = copy.deepcopy(small.module)
+    with torch.no_grad():
+        weight = twin.get_parameter("c.weight")
+        weight.copy_(weight.flip(1))
+    try:
+        error = verify_cut(traced, small.with_module(twin), removed, captured("channel_shuffle")[2])
+    except FxPruneError:
+        return
+    assert error > 1e-3
+
+
+def test_removing_nothing_changes_nothing() -> None:
+    _, traced, groups = captured("residual")
+    same = cut(traced, {}, groups)
+    assert_close(same.run(traced.args, traced.kwargs), traced.run(traced.args, traced.kwargs))
+    assert same.fingerprint() == traced.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("removed", "named"),
+    [
+        ({"nothing.weight": {0: [1]}}, "nothing.weight"),
+        ({"stem.weight": {0: [6]}}, "stem.weight"),
+        ({"stem.weight": {4: [0]}}, "stem.weight"),
+        ({"head.weight": {0: [0]}}, "head.weight"),
+        ({"stem.weight": {2: [0]}}, "stem.weight"),
+        ({"a.weight": {0: list(range(7))}}, "a.weight"),
+    ],
+    ids=["unknown", "out of range", "no such dimension", "frozen", "no channels", "everything"],
+)
+def test_impossible_removals_are_refused(removed: Removal, named: str) -> None:
+    _, traced, groups = captured("residual")
+    with pytest.raises(PlanError, match=named):
+        cut(traced, removed, groups)
+
+
+def test_part_of_a_unit_is_refused() -> None:
+    """Rows without the columns that read them would be a network of another function, or none."""
+    _, traced, groups = captured("residual")
+    whole = groups.removal([int(groups.axis("a.weight", 0)[2])])
+    assert whole["b.weight"] == {1: [2]}
+    part = {"a.weight": {0: [2]}}
+    with pytest.raises(PlanError, match=r"b\.weight"):
+        cut(traced, part, groups)
