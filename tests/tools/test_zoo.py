@@ -1,0 +1,205 @@
+"""The zoo's own arithmetic, its bounds and its pages; pruning itself is only run in the slow tests."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torchvision")
+pytest.importorskip("psutil")
+
+import torch
+from torch import nn
+
+from tools import _zoo_check, _zoo_markdown, _zoo_models, _zoo_pool, _zoo_record, zoo
+
+
+def test_catalog_is_all_of_torchvision_but_detectors_and_quantized_models():
+    catalog = _zoo_models.catalog()
+    assert len(catalog) >= 97
+    assert not [name for name in catalog if "rcnn" in name or "quantized" in name or "ssd" in name]
+    assert set(catalog.values()) == {"classification", "segmentation", "video", "optical flow"}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("resnet18", (3, 224, 224)),
+        ("inception_v3", (3, 299, 299)),
+        ("swin_v2_t", (3, 256, 256)),
+        ("r3d_18", (3, 16, 112, 112)),
+        ("mvit_v1_b", (3, 16, 224, 224)),
+        ("swin3d_t", (3, 8, 112, 112)),
+        ("raft_small", (3, 128, 128)),
+    ],
+)
+def test_input_shape(name: str, shape: tuple[int, ...]):
+    assert _zoo_models.input_shape(name) == shape
+
+
+def test_optical_flow_takes_a_pair_of_different_images():
+    one, two = _zoo_models.make_inputs("raft_small", 2)
+    assert one.shape == (2, 3, 128, 128)
+    assert not torch.equal(one, two)
+
+
+def test_build_is_repeatable_and_leaves_nothing_constant():
+    one, two = (_zoo_models.build("shufflenet_v2_x0_5").state_dict() for _ in range(2))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert not [key for key, value in one.items() if value.numel() > 1 and value.min() == value.max()]
+
+
+def test_build_answers_to_its_input():
+    model = _zoo_models.build("mobilenet_v3_small")
+    _zoo_check.require_telling(_zoo_check.outputs(model, _zoo_models.make_inputs("mobilenet_v3_small", 2)))
+
+
+def test_randomize_fills_a_zero_head():
+    head = nn.Linear(4, 3)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    _zoo_models.randomize(head, seed=0)
+    assert head.weight.unique().numel() == 12
+    assert head.bias.unique().numel() == 3
+
+
+def test_tensors_flattens_dicts_and_lists():
+    one, two = torch.zeros(1), torch.ones(1)
+    assert _zoo_models.tensors({"out": one, "aux": [two]}) == [one, two]
+
+
+def test_relative_error():
+    want = [torch.tensor([2.0, -4.0])]
+    assert _zoo_check.relative_error([torch.tensor([2.0, -3.0])], want) == 0.25
+    assert _zoo_check.relative_error([torch.tensor([2.0])], want) == float("inf")
+    assert _zoo_check.relative_error([torch.tensor([2.0, float("nan")])], want) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("reference", "why"),
+    [
+        (torch.zeros(2, 3), "constant"),
+        (torch.tensor([[1.0, float("nan")], [1.0, 2.0]]), "not finite"),
+        (torch.tensor([[1.0, 2.0], [1.0, 2.0]]), "does not depend on the input"),
+    ],
+)
+def test_vacuous_references_are_refused(reference: torch.Tensor, why: str):
+    with pytest.raises(_zoo_check.VacuousCheckError, match=why):
+        _zoo_check.require_telling([reference])
+
+
+def test_mask_zeroes_rows_and_columns():
+    model = nn.Linear(3, 2)
+    _zoo_check.mask_parameters(model, {"weight": {0: [1], 1: [0, 2]}, "bias": {0: [1]}})
+    assert (model.weight != 0).tolist() == [[False, True, False], [False, False, False]]
+    assert (model.bias != 0).tolist() == [True, False]
+
+
+def test_masked_layer_norm_takes_its_statistics_over_what_is_kept():
+    norm, x = nn.LayerNorm(4), torch.randn(2, 4)
+    _zoo_models.randomize(norm, seed=0)
+    with _zoo_check.masked_layer_norm(norm, {"weight": {0: [1]}, "bias": {0: [1]}}):
+        got = norm(x)
+    kept = [0, 2, 3]
+    want = nn.functional.layer_norm(x[:, kept], (3,), norm.weight[kept], norm.bias[kept])
+    assert torch.allclose(got[:, kept], want)
+    assert not got[:, 1].any()
+    assert nn.functional.layer_norm(x, (4,)).shape == x.shape
+
+
+def test_count_macs():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Flatten(), nn.Linear(4 * 36, 5))
+    assert _zoo_check.count_macs(model, (torch.zeros(1, 3, 8, 8),)) == 3 * 4 * 9 * 36 + 4 * 36 * 5
+
+
+def record(tool: str, model: str, outcome: str = "exact", **values: object) -> _zoo_record.Record:
+    return {"tool": tool, "model": model, "outcome": outcome, "detail": "", "seconds": {}, **values}
+
+
+def test_records_are_replaced_and_skipped(tmp_path: Path):
+    path = tmp_path / "results" / "zoo.json"
+    _zoo_record.add_record(path, record("fxprune", "resnet18", "failed"))
+    _zoo_record.add_record(path, record("fxprune", "resnet18"))
+    assert _zoo_record.read_records(path)["fxprune/resnet18"]["outcome"] == "exact"
+    assert [file.name for file in path.parent.iterdir()] == ["zoo.json"]
+    command = ["--models", "resnet[13]*", "--peer", "torch-pruning", "--out", str(path)]
+    chosen = zoo.choose(zoo.arguments(command))
+    assert ("fxprune", "resnet18") not in chosen
+    assert ("torch-pruning", "resnet18") in chosen
+    assert ("fxprune", "resnet101") in chosen
+    assert ("fxprune", "resnet18") in zoo.choose(zoo.arguments([*command, "--redo"]))
+
+
+def test_recorder_leaves_what_it_had(tmp_path: Path):
+    recorder = _zoo_record.Recorder(tmp_path / "one.json", tool="fxprune", model="resnet18")
+    with pytest.raises(ValueError, match="no"), recorder.stage("plan"):
+        raise ValueError("no")
+    values = json.loads((tmp_path / "one.json").read_text())
+    assert values["stage"] == "plan"
+    assert values["seconds"]["plan"] >= 0
+
+
+def sleeper(script: str, directory: Path, model: str = "resnet18") -> _zoo_pool.Job:
+    process = subprocess.Popen([sys.executable, "-c", script])
+    return _zoo_pool.Job("fxprune", model, process, directory / "none.json", (directory / "log").open("wb"))
+
+
+@pytest.mark.parametrize(
+    ("script", "limits", "why"),
+    [
+        ("import time; time.sleep(60)", _zoo_pool.Limits(check=0.5), "no answer in 0.5 s"),
+        ("x = b'x' * 2**29; import time; time.sleep(60)", _zoo_pool.Limits(memory=0.2), "more than 0.2 GiB"),
+        ("print(1 / 0)", _zoo_pool.Limits(), "process ended with code 1"),
+    ],
+)
+def test_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, limits: _zoo_pool.Limits, why: str):
+    monkeypatch.setattr(_zoo_pool, "start", lambda *_: sleeper(script, tmp_path))
+    done: list[_zoo_record.Record] = []
+    _zoo_pool.run_all([("fxprune", "resnet18")], 1, 1, 0, limits, done.append)
+    assert [one["outcome"] for one in done] == ["failed"]
+    assert why in done[0]["detail"]
+
+
+def test_markdown_sets_the_tools_side_by_side():
+    times = {"analysis": 1.0, "plan": 1.0, "surgery": 1.0}
+    page = _zoo_markdown.markdown(
+        [
+            record("fxprune", "resnet18", seconds=times, macs_kept=0.5, max_relative_error=1e-15, input=[3, 224, 224]),
+            record("fxprune", "alexnet", "refused", detail="a | b"),
+            record("torch-pruning", "resnet18", seconds={"graph": 1.0, "prune": 0.5}),
+        ]
+    )
+    assert "| exact | 1 | 1 |" in page
+    assert "| refused | 1 | 0 |" in page
+    assert "3.00 s | 1.50 s" in page
+    assert "| resnet18 | 3x224x224 | exact | 50.0% | 1e-15 |" in page
+    assert "a \\| b" in page
+
+
+@pytest.mark.slow
+def test_torch_pruning_half(tmp_path: Path):
+    pytest.importorskip("torch_pruning")
+    out, page = tmp_path / "zoo.json", tmp_path / "zoo.md"
+    command = ["--models", "resnet18", "--models", "shufflenet_v2_x0_5", "--only-peer", "--peer", "torch-pruning"]
+    assert zoo.main([*command, "--out", str(out), "--markdown", str(page)]) == 0
+    records = _zoo_record.read_records(out)
+    assert records["torch-pruning/resnet18"]["outcome"] == "exact"
+    assert 0.3 < records["torch-pruning/resnet18"]["macs_kept"] < 0.7
+    assert records["torch-pruning/shufflenet_v2_x0_5"]["outcome"] == "failed"
+    assert "| exact | 1 |" in page.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
+def test_fxprune_half(tmp_path: Path, model: str):
+    out = tmp_path / "zoo.json"
+    assert zoo.main(["--models", model, "--out", str(out)]) == 0
+    found = _zoo_record.read_records(out)[f"fxprune/{model}"]
+    assert found["outcome"] == "exact", found["detail"]
+    assert found["onnx"] == "ok", found["detail"]
+    assert 0.45 < found["macs_kept"] <= 0.5
+    assert found["second_error"] <= _zoo_check.TOLERANCE

@@ -1,0 +1,120 @@
+"""The zoo's records as Markdown: a summary of the tools side by side, then every model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+
+from tools._zoo_models import catalog
+from tools._zoo_record import Record
+
+OUTCOMES = {
+    "exact": "pruned, and equal to its masked original in float64",
+    "forward only": "pruned and runs; masking cannot tell whether it is right",
+    "wrong": "pruned and runs, but is another function",
+    "refused": "said that it will not, or left the model as it was",
+    "failed": "raised, broke at the next forward, or passed a bound of time or memory",
+}
+_STAGES = {"fxprune": ("analysis", "plan", "surgery"), "torch-pruning": ("graph", "prune")}
+_INTRODUCTION = """# The model zoo
+
+Written by `python tools/zoo.py --peer torch-pruning --markdown docs/zoo.md`; do not edit.
+
+Every classification, segmentation, video and optical-flow model of torchvision, pruned to half its
+multiply-accumulates (MACs) without a word about the model. Weights are random and seeded; norms, running statistics
+and heads are randomised so that no check is vacuous. Torch-Pruning removes 30 % of the channels of every layer
+(about half the MACs) and is told which layers make the outputs, and nothing else.
+
+A result is *exact* when it equals the original with every removed slice set to zero, in float64 and relative to the
+largest output: within 1e-9 for fxprune, 1e-6 for Torch-Pruning. For layer norm the reference takes its statistics over
+what was kept. *MACs kept* are counted by running both models, not taken from the tool.
+"""
+
+
+def markdown(records: Iterable[Record]) -> str:
+    """Return the page for these records."""
+    order = {name: number for number, name in enumerate(catalog())}
+    rows = sorted(records, key=lambda record: order[record["model"]])
+    tools = [tool for tool in _STAGES if any(row["tool"] == tool for row in rows)]
+    parts = [_INTRODUCTION, "## Summary\n", _summary(rows, tools), _outcomes()]
+    for tool in tools:
+        parts += [f"## {tool}\n", _details(tool, [row for row in rows if row["tool"] == tool])]
+    return "\n".join(parts)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Format one table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def work_seconds(record: Record) -> float | None:
+    """Return the seconds of analysis, plan and surgery together; None for a model that was not pruned."""
+    seconds = record["seconds"]
+    stages = _STAGES[record["tool"]]
+    pruned = all(stage in seconds for stage in stages) and record["outcome"] in ("exact", "forward only", "wrong")
+    return sum(seconds[stage] for stage in stages) if pruned else None
+
+
+def _summary(rows: list[Record], tools: list[str]) -> str:
+    def of(tool: str) -> list[Record]:
+        return [row for row in rows if row["tool"] == tool]
+
+    def times(tool: str, fold: Callable[[list[float]], float]) -> str:
+        found = [seconds for row in of(tool) if (seconds := work_seconds(row)) is not None]
+        return f"{fold(found):.2f} s" if found else "-"
+
+    lines: list[Sequence[object]] = [("models tried", *(len(of(tool)) for tool in tools))]
+    for outcome in OUTCOMES:
+        lines.append((outcome, *(sum(row["outcome"] == outcome for row in of(tool)) for tool in tools)))
+    lines.append(("time of analysis, plan and surgery, median", *(times(tool, median) for tool in tools)))
+    lines.append(("the same, slowest model", *(times(tool, max) for tool in tools)))
+    return table(("", *tools), lines) + _common(rows, tools)
+
+
+def _common(rows: list[Record], tools: list[str]) -> str:
+    """Compare times on the models that all the tools pruned, because a tool that gives up early looks fast."""
+    if len(tools) < 2:
+        return ""
+    times = {(row["tool"], row["model"]): seconds for row in rows if (seconds := work_seconds(row)) is not None}
+    models = [name for name in catalog() if all((tool, name) in times for tool in tools)]
+    if not models:
+        return ""
+    medians = ", ".join(f"{tool} {median(times[tool, name] for name in models):.2f} s" for tool in tools)
+    return f"\nMedian over the {len(models)} models that both pruned: {medians}.\n"
+
+
+def _outcomes() -> str:
+    return "\n" + "".join(f"- **{outcome}**: {meaning}.\n" for outcome, meaning in OUTCOMES.items())
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _details(tool: str, rows: list[Record]) -> str:
+    own = tool == "fxprune"
+    head = ["model", "input", "outcome", "MACs kept", "masked error"]
+    head += ["ONNX error", "groups", "frozen", "batch"] if own else []
+    head += [*_STAGES[tool], "peak MiB", "note"]
+    lines = []
+    for row in rows:
+        line = [row["model"], "x".join(str(size) for size in row.get("input", [])), row["outcome"]]
+        line += [_number(row.get("macs_kept"), ".1%"), _number(row.get("max_relative_error"), ".0e")]
+        if own:
+            parity = [row[key] for key in ("onnx_error_batch_1", "onnx_error_batch_3") if key in row]
+            line += [
+                _number(max(parity, default=None), ".0e"),
+                row.get("groups", ""),
+                row.get("frozen", ""),
+                row.get("batch", ""),
+            ]
+        line += [_number(row["seconds"].get(stage), ".2f") for stage in _STAGES[tool]]
+        line += [row.get("peak_rss_mib", ""), _note(row)]
+        lines.append(line)
+    return table(head, lines)
+
+
+def _note(row: Record) -> str:
+    text = "; ".join([text for text in (row["detail"], *row.get("notes", [])) if text])
+    return text if len(text) <= 160 else text[:157] + "..."
