@@ -1,0 +1,97 @@
+"""What a graph costs: parameters, multiply-accumulates and bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from fxprune.capture import Traced
+from fxprune.planning.cost_rules import Site, Sizes, find
+
+_FREE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)  # matrices that are looked up or scale element-wise
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The size of a model.
+
+    Attributes:
+        params: elements of all parameters, tied ones once; buffers are not counted.
+        macs: multiply-accumulates of one sample.
+        bytes: storage of all parameters and buffers, tied ones once.
+    """
+
+    params: int
+    macs: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Product:
+    """One product of sizes at a node; ``share`` turns it into the cost of one sample."""
+
+    node: fx.Node
+    sizes: Sizes
+    share: float
+
+    @property
+    def macs(self) -> float:
+        """Multiply-accumulates of one sample."""
+        return math.prod(size.size for size in self.sizes) * self.share
+
+
+def count(traced: Traced) -> Cost:
+    """Count parameters, multiply-accumulates of one sample and bytes.
+
+    The multiply-accumulates are those of convolutions, linear layers, matrix products, attention and recurrent layers
+    (``cost_rules``), taken at the example's sizes and divided by the example's batch; what does not depend on the
+    inputs is computed once per call and is not divided.
+    """
+    state = dict(named_state(traced.module))
+    params = sum(tensor.numel() for tensor in state.values() if isinstance(tensor, nn.Parameter))
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    return Cost(params, round(sum(product.macs for product in products(traced))), size)
+
+
+def named_state(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every parameter and buffer once, under its first name."""
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def products(traced: Traced) -> list[Product]:
+    """Return every product of the graph, in graph order."""
+    module = traced.module
+    first = {id(tensor): name for name, tensor in module.named_parameters()}
+    canonical = {name: first[id(tensor)] for name, tensor in module.named_parameters(remove_duplicate=False)}
+    fed = _fed_by_inputs(module.graph)
+    found = []
+    for node in module.graph.nodes:
+        rule, called = find(node, module)
+        if rule is None:
+            continue
+        share = 1.0 / traced.batch if node in fed else 1.0
+        found += [Product(node, sizes, share) for sizes in rule(Site(node, called, canonical))]
+    return found
+
+
+def uncounted(traced: Traced) -> list[str]:
+    """Return the names of called modules that hold matrices but have no cost rule: their work is not counted."""
+    names = []
+    for node in traced.module.graph.nodes:
+        rule, called = find(node, traced.module)
+        if rule is None and called is not None and not isinstance(called, _FREE):
+            names += [str(node.target)] * any(parameter.dim() > 1 for parameter in called.parameters())
+    return list(dict.fromkeys(names))
+
+
+def _fed_by_inputs(graph: fx.Graph) -> set[fx.Node]:
+    fed: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or not fed.isdisjoint(node.all_input_nodes):
+            fed.add(node)
+    return fed
