@@ -36,7 +36,7 @@ def markdown(records: Iterable[Record]) -> str:
     order = {name: number for number, name in enumerate(catalog())}
     rows = sorted(records, key=lambda record: order[record["model"]])
     tools = [tool for tool in _STAGES if any(row["tool"] == tool for row in rows)]
-    parts = [_INTRODUCTION, "## Summary\n", _summary(rows, tools), _outcomes()]
+    parts = [_INTRODUCTION, _versions(rows), "## Summary\n", _summary(rows, tools), _outcomes()]
     for tool in tools:
         parts += [f"## {tool}\n", _details(tool, [row for row in rows if row["tool"] == tool])]
     return "\n".join(parts)
@@ -82,6 +82,14 @@ def _common(rows: list[Record], tools: list[str]) -> str:
         return ""
     medians = ", ".join(f"{tool} {median(times[tool, name] for name in models):.2f} s" for tool in tools)
     return f"\nMedian over the {len(models)} models that both pruned: {medians}.\n"
+
+
+def _versions(rows: list[Record]) -> str:
+    """Say what was measured with what."""
+    found = {f"{row['tool']} {row['version']}" for row in rows if row.get("version")}
+    found |= {f"torch {row['torch']}" for row in rows if row.get("torch")}
+    found |= {f"{row['threads']} threads" if row["threads"] > 1 else "1 thread" for row in rows if "threads" in row}
+    return f"Measured with {', '.join(sorted(found))}.\n" if found else ""
 
 
 def _outcomes() -> str:

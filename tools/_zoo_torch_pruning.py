@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ def removed_slices(pruned: nn.Module, shapes: dict[str, torch.Size]) -> check.Re
 
 
 def _maskable(model: nn.Module) -> bool:
-    """Whether zeroed parameters can express a cut: they cannot where widths set a softmax's scale or a norm's groups."""
+    """Whether zeroed parameters can express a cut: not where widths set a softmax's scale or a norm's groups."""
     kinds = {type(module).__name__.lower() for module in model.modules()}
     return not any("attention" in kind or kind in ("softmax", "groupnorm") for kind in kinds)
 
@@ -80,7 +81,7 @@ def _maskable(model: nn.Module) -> bool:
 def _prune(model: nn.Module, inputs: tuple[Tensor, ...], name: str, recorder: Recorder) -> None:
     import torch_pruning as tp
 
-    recorder.set(version="1.6.1", pruning_ratio=PRUNING_RATIO)
+    recorder.set(version=metadata.version("torch-pruning"), pruning_ratio=PRUNING_RATIO)
     with recorder.stage("graph"):
         pruner = tp.pruner.BasePruner(
             model,
