@@ -1868,3 +1868,65 @@ class InplaceCopy(Body):
         out[:, :4] = self.stem(x)
         out[:, 4:] = self.b(x)
         return self.classify(self.c(out))
+
+
+@network(IMAGE, "stem.weight:0 c.weight:1", zero_keeps=False)
+class InplaceReshapeCopy(Body):
+    """Reshaping a permuted tensor copies it: the write must not be seen through the original."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 5)
+        self.c = conv(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = x.permute(0, 2, 3, 1).reshape(x.shape[0], 64, 6)
+        y += 1
+        return self.classify(self.c(x)) + y.mean((1, 2)).unsqueeze(1)
+
+
+@network(IMAGE, "stem.weight:0 c.weight:1")
+class InplaceContiguous(Body):
+    """``contiguous`` copies the one, and is the other itself."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 5)
+        self.c = conv(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        copy, same = x.transpose(2, 3).contiguous(), x.contiguous()
+        copy.mul_(2)
+        same.relu_()
+        return self.classify(self.c(x - copy))
+
+
+@network(IMAGE, "stem.weight:0 c.weight:1")
+class InplaceNarrow(Body):
+    """An in-place activation on one half; the whole is read afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 5)
+        self.act, self.c, self.d = nn.ReLU(inplace=True), conv(4, 5), conv(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        a, b = x.narrow(1, 0, 4), x[:, 4:]
+        y = self.c(self.act(a)) + self.c(b.mul_(2))
+        return self.classify(y * self.d(x))
+
+
+@network(IMAGE, "stem.weight:0 c.weight:1")
+class InplaceNestedViews(Body):
+    """A view of a view sees what is written to the base."""
+
+    def __init__(self) -> None:
+        super().__init__(7, 6)
+        self.c = conv(3, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        inner = x[:, 1:5][:, 1:]
+        x.mul_(3)
+        x[:, 3] *= 2
+        return self.classify(self.c(inner))
