@@ -1,0 +1,75 @@
+"""Writing a file so that a reader only ever sees the old content or the whole new one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from fxprune.errors import InputError
+
+
+def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
+    """Replace ``path`` by what ``write`` puts into the temporary file that it is given.
+
+    The temporary file lies in the same folder, is flushed to the disk, and then takes the name of ``path`` in one step. Whatever happens before that,
+    an error, an interrupt, a full disk or a killed process, leaves the old file as it was.
+
+    Args:
+        path: The file to write. Its folder must exist; a link is followed, so that the link stays and its target is replaced.
+        write: Called once with the path of an empty temporary file.
+
+    Raises:
+        InputError: The folder is missing or not writable, ``path`` is a folder, or the disk is full.
+    """
+    target = Path(os.path.realpath(path))
+    temporary: Path | None = None
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
+        temporary = _temporary_beside(target)
+        write(temporary)
+        _flush(temporary)
+        temporary.replace(target)
+        _flush(target.parent)
+    except OSError as error:
+        raise InputError(_paragraph(Path(path), error)) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _temporary_beside(target: Path) -> Path:
+    """Make an empty file in the target's folder, with the permissions that the target has or would get."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", suffix=".tmp", dir=target.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    temporary.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask())
+    return temporary
+
+
+def _umask() -> int:
+    """Return the process's mask of permissions, which can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _flush(path: Path) -> None:
+    """Wait until the file's (or folder's) content is on the disk."""
+    if path.is_dir() and os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _paragraph(path: Path, error: OSError) -> str:
+    reason = error.strerror or str(error)
+    kept = "the old file is unchanged" if path.is_file() else "nothing was left behind"
+    return f"cannot write {path}: {reason}; {kept}. Free space, or name a file in an existing folder that you may write to."
