@@ -22,7 +22,7 @@ def parse_patterns(protect: str | Iterable[str]) -> tuple[str, ...]:
     Raises:
         InputError: something in it is no string.
     """
-    patterns = (protect,) if isinstance(protect, str) else tuple(protect)
+    patterns = tuple(protect) if isinstance(protect, Iterable) and not isinstance(protect, str) else (protect,)
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise InputError(

@@ -99,7 +99,17 @@ def solve(moves: Moves, model: CostModel, metric: str, keep: float, classes: int
 
 def _fill(search: Search, made: Bools, sizes: Ints, limit: float, done: frozenset[int]) -> Selection:
     """Take moves back while the limit holds. A family whose last move does not fit is done."""
-    made, closed = made.copy(), set(done)
+    made = made.copy()
+    sizes = _take_back(search, made, sizes, limit, set(done))
+    if done:
+        sizes = _take_back(search, made, sizes, limit, set())  # at last even the move that was made on purpose
+    removed = np.zeros(search.classes, bool)
+    removed[search.moves.classes[np.repeat(made, np.diff(search.moves.start))]] = True
+    return Selection(removed, search.metric.at(sizes), search.moves.step)
+
+
+def _take_back(search: Search, made: Bools, sizes: Ints, limit: float, closed: set[int]) -> Ints:
+    """Clear in ``made`` the moves that fit back in and return the axis sizes then."""
     for move in np.flatnonzero(made)[::-1]:
         family = int(search.moves.family[move])
         if family not in closed:
@@ -108,6 +118,4 @@ def _fill(search: Search, made: Bools, sizes: Ints, limit: float, done: frozense
                 made[move], sizes = False, larger
             else:
                 closed.add(family)
-    removed = np.zeros(search.classes, bool)
-    removed[search.moves.classes[np.repeat(made, np.diff(search.moves.start))]] = True
-    return Selection(removed, search.metric.at(sizes), search.moves.step)
+    return sizes

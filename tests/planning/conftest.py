@@ -53,10 +53,13 @@ class Repeat(nn.Module):
         return x.repeat_interleave(self.times, -1)
 
 
-def build_chain(widths: Sequence[int], repeats: Sequence[int] | None = None, seed: int = 0) -> HandGroups:
+def build_chain(
+    widths: Sequence[int], repeats: Sequence[int] | None = None, seed: int = 0, norm: bool = False
+) -> HandGroups:
     """Return the groups of linear layers ``widths[0] -> widths[1] -> ...``; ``repeats[i]`` repeats before layer ``i``.
 
-    The classes of all inner widths are live, one family each; the model's input and output are frozen.
+    The classes of all inner widths are live, one family each; the model's input and output are frozen. With ``norm``
+    there is a batch norm after every layer but the last.
     """
     repeats = repeats or [1] * (len(widths) - 1)
     torch.manual_seed(seed)
@@ -69,18 +72,22 @@ def build_chain(widths: Sequence[int], repeats: Sequence[int] | None = None, see
     nodes: dict[fx.Node, tuple[Labels | None, ...]] = {node: (None, labels[0])}
     node.meta["val"] = value
     for index, times in enumerate(repeats):
-        inputs = np.repeat(labels[index], times)
-        for name, layer, out in (
+        inputs, outputs = np.repeat(labels[index], times), labels[index + 1]
+        steps: list[tuple[str, nn.Module, Labels]] = [
             (f"repeat{index}", Repeat(times), inputs),
-            (f"layer{index}", nn.Linear(widths[index] * times, widths[index + 1]), labels[index + 1]),
-        ):
+            (f"layer{index}", nn.Linear(widths[index] * times, widths[index + 1]), outputs),
+        ]
+        axes[f"layer{index}.weight", 0] = axes[f"layer{index}.bias", 0] = outputs
+        axes[f"layer{index}.weight", 1] = inputs
+        if norm and index < len(repeats) - 1:
+            steps.append((f"norm{index}", nn.BatchNorm1d(widths[index + 1]), outputs))
+            axes |= {(f"norm{index}.{name}", 0): outputs for name in ("weight", "bias", "running_mean", "running_var")}
+        for name, layer, out in steps:
             root.add_module(name, layer)
             node = graph.call_module(name, (node,))
             value = layer(value)
             node.meta["val"] = value
             nodes[node] = (None, out)
-        axes[f"layer{index}.weight", 0] = axes[f"layer{index}.bias", 0] = labels[index + 1]
-        axes[f"layer{index}.weight", 1] = inputs
     graph.output(node)
     live = np.zeros(ends[-1], bool)
     live[ends[1] : ends[-2]] = True
