@@ -14,11 +14,11 @@ from fxprune.errors import InputError
 def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
     """Replace ``path`` by what ``write`` puts into the temporary file that it is given.
 
-    The temporary file lies in the same folder, is flushed to the disk, and then takes the name of ``path`` in one step. Whatever happens before that,
-    an error, an interrupt, a full disk or a killed process, leaves the old file as it was.
+    The temporary file lies in the same folder, is flushed to the disk, and then takes the name of ``path`` in one
+    step. Whatever happens before that, an error, an interrupt, a full disk or a killed process, leaves the old file as it was.
 
     Args:
-        path: The file to write. Its folder must exist; a link is followed, so that the link stays and its target is replaced.
+        path: The file to write. Its folder must exist. Where it is a link, the link stays and its target is replaced.
         write: Called once with the path of an empty temporary file.
 
     Raises:
@@ -72,4 +72,4 @@ def _flush(path: Path) -> None:
 def _paragraph(path: Path, error: OSError) -> str:
     reason = error.strerror or str(error)
     kept = "the old file is unchanged" if path.is_file() else "nothing was left behind"
-    return f"cannot write {path}: {reason}; {kept}. Free space, or name a file in an existing folder that you may write to."
+    return f"cannot write {path}: {reason}; {kept}. Free space, or name a file in a folder you may write to."

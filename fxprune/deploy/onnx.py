@@ -1,0 +1,232 @@
+"""A captured model as an ONNX file that carries nothing of the machine it was made on."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib.metadata
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.capture.traced import Traced
+from fxprune.deploy.onnx_file import save
+from fxprune.errors import EnvironmentProblem, InputError, VerifyError
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+BATCH = "batch"
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        path: The ONNX file.
+        data: The file with the weights beside it, for models above 2 GiB; None otherwise.
+        opset: Version of the standard operator set.
+        bytes: Size of all files together.
+        inputs: Names of the graph's inputs, in order.
+        outputs: Names of the graph's outputs, in order.
+        modules: Dotted module path of each ONNX node (by its name), to read a runtime's profile with; the file itself
+            does not hold it.
+    """
+
+    path: Path
+    data: Path | None
+    opset: int
+    bytes: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    modules: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the part that goes into ``report.json``, with the file named relative to the report."""
+        return {"path": self.path.name, "opset": self.opset, "bytes": self.bytes}
+
+
+def export_onnx(
+    traced: Traced,
+    path: str | os.PathLike[str],
+    *,
+    opset: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> ExportReport:
+    """Write the model in evaluation mode as an ONNX file, in one step: a failure leaves an older file untouched.
+
+    One file below 2 GiB; above, the weights go into a second file beside it. A dynamic batch dimension is called
+    ``batch``.
+
+    Args:
+        traced: The captured model.
+        path: The file to write; its folder must exist.
+        opset: Version of the operator set; None takes the exporter's default.
+        metadata: Entries for the model's ``metadata_props``, next to the version of fxprune.
+
+    Raises:
+        InputError: The model has an operation without an ONNX counterpart, the opset cannot be had, or the file cannot
+            be written.
+        VerifyError: The exporter fixed the batch of a model whose batch is dynamic.
+        EnvironmentProblem: A package that the exporter needs is missing.
+    """
+    program = _export(traced, opset)
+    model = program.model
+    _check_opset(model, opset)
+    if traced.batch_is_dynamic:
+        _check_batch(traced, model)
+    modules = {node.name: _module_path(node) for node in model.graph.all_nodes() if node.name}
+    _strip(model)
+    model.metadata_props.update({"fxprune.version": _version(), **(metadata or {})})
+    target = Path(path)
+    data = save(model, target)
+    return ExportReport(
+        path=target,
+        data=data,
+        opset=model.opset_imports[""],
+        bytes=sum(file.stat().st_size for file in (target, data) if file is not None),
+        inputs=tuple(str(value.name) for value in model.graph.inputs),
+        outputs=tuple(str(value.name) for value in model.graph.outputs),
+        modules=modules,
+    )
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put every part of the module in evaluation mode, and back as it was."""
+    before = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in before.items():
+            part.training = training
+
+
+def _export(traced: Traced, opset: int | None) -> torch.onnx.ONNXProgram:
+    shapes = named_shapes(traced) if traced.batch_is_dynamic else None
+    try:
+        with evaluating(traced.module), _quiet():
+            program = torch.onnx.export(
+                traced.module,
+                traced.args,
+                kwargs=traced.kwargs,
+                dynamo=True,
+                verbose=False,
+                optimize=True,
+                opset_version=opset,
+                dynamic_shapes=shapes,
+            )
+    except ModuleNotFoundError as error:
+        raise EnvironmentProblem(
+            f"ONNX export needs the package {error.name}, which is not installed: pip install {error.name}"
+        ) from error
+    except Exception as error:  # the exporter raises whatever happened inside it, under many classes
+        raise InputError(f"{traced.name} cannot be exported to ONNX: {_innermost(error)}") from error
+    assert program is not None  # dynamo=True always gives one
+    return program
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter: it speaks of its own insides, and what matters to the user is checked on the result."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _innermost(error: BaseException) -> str:
+    """Return the first line that says something, of the error that started it all."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def named_shapes(traced: Traced) -> Any:
+    """Return the capture's dynamic shapes with dimension 0 named ``batch`` wherever it may vary."""
+    values: tuple[Any, ...] = (*traced.args, *traced.kwargs.values())
+    shapes = traced.dynamic_shapes
+    if isinstance(shapes, dict):
+        return {key: _named(spec, value) for (key, spec), value in zip(shapes.items(), values, strict=True)}
+    return tuple(_named(spec, value) for spec, value in zip(shapes, values, strict=True))
+
+
+def _named(spec: Any, value: Any) -> Any:
+    """Name dimension 0 in what describes one input: a tensor, or a container of them."""
+    if spec is None:
+        return None
+    if isinstance(value, Tensor):
+        dimensions = spec if isinstance(spec, dict) else dict(enumerate(spec))
+        return {d: BATCH if d == 0 and _varies(size) else size for d, size in dimensions.items()}
+    if isinstance(spec, dict):
+        return {key: _named(spec[key], value[key]) for key in spec}
+    return type(spec)(_named(s, v) for s, v in zip(spec, value, strict=True))
+
+
+def _varies(size: Any) -> bool:
+    return size is not None and not isinstance(size, int) and size is not torch.export.Dim.STATIC
+
+
+def _check_opset(model: onnx_ir.Model, opset: int | None) -> None:
+    given = model.opset_imports.get("")
+    if opset is not None and given != opset:
+        raise InputError(
+            f"opset {opset} was asked for, and the exporter of torch {torch.__version__} can only give {given} "
+            f"for this model. Ask for opset {given}, or leave the choice to the exporter."
+        )
+
+
+def _check_batch(traced: Traced, model: onnx_ir.Model) -> None:
+    """Refuse a file that only takes the example's batch size although the capture takes any."""
+    names = [str(size) for value in model.graph.inputs for size in tuple(value.shape or ())[:1]]
+    if BATCH not in names:
+        raise VerifyError(
+            f"the exporter fixed the batch of {traced.name} to that of the example inputs (first dimensions: "
+            f"{', '.join(names)}), though the captured graph takes any. "
+            "Trace the model with a static batch to export it for this size only."
+        )
+
+
+def _module_path(node: onnx_ir.Node) -> str:
+    """Read the module that a node came from out of what the exporter notes: the scopes end with the node's own name."""
+    scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+    return str(scopes[-2]) if len(scopes) > 1 else ""
+
+
+def _strip(model: onnx_ir.Model) -> None:
+    """Remove the exporter's notes for debugging: stack traces with the machine's paths, most of a graph's bytes."""
+    model.doc_string = None
+    functions = list(model.functions.values())
+    graphs = [*model.graphs(), *(graph for function in functions for graph in function.subgraphs())]
+    nodes = [node for part in (*graphs, *functions) for node in part]
+    values = [value for graph in graphs for value in (*graph.inputs, *graph.initializers.values())]
+    values += [value for function in functions for value in function.inputs]
+    values += [value for node in nodes for value in node.outputs]
+    parts: list[Any] = [*graphs, *functions, *nodes, *values]
+    for part in parts:
+        part.doc_string = None
+        part.metadata_props.clear()
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("fxprune")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
