@@ -77,7 +77,11 @@ def _mean_per_class(groups: Groups, values: list[tuple[NDArray[np.int64], Scores
     elements = np.bincount(
         labels, np.concatenate([np.full(len(labels), count) for labels, _, count in values]), classes
     )
-    return np.divide(total, elements, out=np.full(classes, np.nan), where=elements > 0)
+    return _ratio(total.astype(np.float64), elements.astype(np.float64))
+
+
+def _ratio(total: Scores, count: Scores) -> Scores:
+    return np.asarray(np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0))
 
 
 def _sums(tensor: torch.Tensor, dim: int, order: float) -> Scores:
@@ -162,7 +166,7 @@ def taylor(groups: Groups) -> Scores:
             present = np.unique(labels)
             total[present] += np.bincount(labels, change.cpu().numpy(), classes)[present] ** 2
             axes[present] += 1
-    return np.divide(total, axes, out=np.full(classes, np.nan), where=axes > 0)
+    return _ratio(total, axes)
 
 
 def fpgm(groups: Groups) -> Scores:

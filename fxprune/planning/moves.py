@@ -106,9 +106,11 @@ def build_moves(families: list[Family], step: int, allocation: str, pools: list[
     candidates = _candidates(families, cuts, pools)
     order = np.lexsort((candidates.mean, ALLOCATIONS[allocation](candidates)))
     classes = np.concatenate([families[number].units[: ends[-1]] for number, ends in cuts.items()])
-    parts = np.split(classes, np.cumsum(candidates.size)[:-1])
-    start = np.concatenate([[0], np.cumsum(candidates.size[order])])
-    return Moves(np.concatenate([parts[move] for move in order]), start, candidates.family[order], step)
+    size = candidates.size[order]
+    start = np.concatenate([[0], np.cumsum(size)])
+    shift = (np.cumsum(candidates.size) - candidates.size)[order] - start[:-1]  # where a move's units were before
+    classes = classes[np.arange(len(classes)) + np.repeat(shift, size)]
+    return Moves(classes, start, candidates.family[order], step)
 
 
 def _candidates(families: list[Family], cuts: dict[int, list[int]], pools: list[int]) -> _Candidates:
