@@ -38,7 +38,11 @@ def markdown(records: Iterable[Record]) -> str:
     tools = [tool for tool in _STAGES if any(row["tool"] == tool for row in rows)]
     parts = [_INTRODUCTION, _versions(rows), "## Summary\n", _summary(rows, tools), _outcomes()]
     for tool in tools:
-        parts += [f"## {tool}\n", _details(tool, [row for row in rows if row["tool"] == tool])]
+        parts += [
+            f"## {tool}\n",
+            _own_summary(rows) if tool == "fxprune" else "",
+            _details(tool, [row for row in rows if row["tool"] == tool]),
+        ]
     return "\n".join(parts)
 
 
@@ -96,6 +100,37 @@ def _outcomes() -> str:
     return "\n" + "".join(f"- **{outcome}**: {meaning}.\n" for outcome, meaning in OUTCOMES.items())
 
 
+def _own_summary(rows: list[Record]) -> str:
+    """What only fxprune is asked for: capture, budget, ONNX, and agreement with the reference made outside of it."""
+    own = [row for row in rows if row["tool"] == "fxprune"]
+    pruned = [row for row in own if work_seconds(row) is not None]
+
+    def times(*stages: str) -> str:
+        sums = [sum(row["seconds"].get(stage, 0.0) for stage in stages) for row in pruned]
+        return f"{median(sums):.2f} s, {max(sums):.2f} s" if sums else "-"
+
+    on_budget = [row for row in pruned if 0.49 <= row.get("macs_kept", 0.0) <= 0.5]
+    parities = [max(_parity(row)) for row in pruned if row.get("onnx") == "ok"]
+    lines: list[Sequence[object]] = [
+        ("captured with a dynamic batch", f"{sum(row.get('batch') == 'dynamic' for row in own)} of {len(own)}"),
+        ("MACs kept between 49 % and 50 %", f"{len(on_budget)} of {len(pruned)} pruned"),
+        (
+            "equal to the eager masked original too",
+            f"{sum(row.get('second_error', 1.0) <= 1e-6 for row in own)} of {len(pruned)} pruned",
+        ),
+        ("ONNX file equal at batch 1 and 3, within 1e-3", f"{len(parities)} of {len(pruned)} pruned"),
+        ("largest ONNX error of these", _number(max(parities, default=None), ".0e")),
+        ("capture, median and slowest", times("capture")),
+        ("verification, median and slowest", times("verify")),
+        ("export, median and slowest", times("export")),
+    ]
+    return table(("", "fxprune"), lines) + "\n"
+
+
+def _parity(row: Record) -> list[float]:
+    return [value for key, value in row.items() if key.startswith("onnx_error_batch_")]
+
+
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
@@ -110,9 +145,8 @@ def _details(tool: str, rows: list[Record]) -> str:
         line = [row["model"], "x".join(str(size) for size in row.get("input", [])), row["outcome"]]
         line += [_number(row.get("macs_kept"), ".1%"), _number(row.get("max_relative_error"), ".0e")]
         if own:
-            parity = [row[key] for key in ("onnx_error_batch_1", "onnx_error_batch_3") if key in row]
             line += [
-                _number(max(parity, default=None), ".0e"),
+                _number(max(_parity(row), default=None), ".0e"),
                 row.get("groups", ""),
                 row.get("frozen", ""),
                 row.get("batch", ""),
