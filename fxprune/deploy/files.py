@@ -14,8 +14,8 @@ from fxprune.errors import InputError
 def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
     """Replace ``path`` by what ``write`` puts into the temporary file that it is given.
 
-    The temporary file lies in the same folder, is flushed to the disk, and then takes the name of ``path`` in one
-    step. Whatever happens before that, an error, an interrupt, a full disk or a killed process, leaves the old file as it was.
+    The temporary file lies in the same folder, is flushed to the disk, and then takes the name of ``path`` in one step.
+    Whatever happens before that (an error, an interrupt, a full disk, a killed process) leaves the old file as it was.
 
     Args:
         path: The file to write. Its folder must exist. Where it is a link, the link stays and its target is replaced.

@@ -152,11 +152,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _innermost(error: BaseException) -> str:
-    """Return the first line that says something, of the error that started it all."""
+    """Return the beginning of what the error that started it all says, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return ": ".join([type(error).__name__, *(["; ".join(lines[:3])] if lines else [])])
 
 
 def named_shapes(traced: Traced) -> Any:
@@ -205,8 +205,14 @@ def _check_batch(traced: Traced, model: onnx_ir.Model) -> None:
 
 
 def _module_path(node: onnx_ir.Node) -> str:
-    """Read the module that a node came from out of what the exporter notes: the scopes end with the node's own name."""
-    scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+    """Return the module that a node came from: the owner of its weights, or else the scope that the exporter noted.
+
+    The owner goes first because a convolution that the exporter fused with a batch norm carries the batch norm's scope.
+    """
+    for value in node.inputs:
+        if value is not None and value.const_value is not None and value.name and "." in value.name:
+            return value.name.rpartition(".")[0]
+    scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))  # ends with the node's own
     return str(scopes[-2]) if len(scopes) > 1 else ""
 
 

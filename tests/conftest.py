@@ -1,0 +1,18 @@
+"""What every test shares."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Tests run many at a time on few cores; more threads would make each slower."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Weights are random in many tests, and the same in each run."""
+    torch.manual_seed(0)
