@@ -110,6 +110,7 @@ def test_capture_leaves_the_model_alone(name: str) -> None:
 
 
 @every_network
+@pytest.mark.filterwarnings("ignore:The tensor attributes .*_flat_weights")  # torch, of any recurrent module
 def test_captured_module_can_be_exported_again(name: str) -> None:
     _, traced = captured(name)
     exported = torch.export.export(traced.module, traced.args, traced.kwargs)

@@ -169,6 +169,7 @@ def test_original_is_untouched(name: str) -> None:
 
 
 @every_network
+@pytest.mark.filterwarnings("ignore:The tensor attributes .*_flat_weights")  # torch, of any recurrent module
 def test_can_be_exported_again_and_run_at_another_batch_size(name: str) -> None:
     _, _, small, _ = pruned(name, 1)
     small.module.graph.lint()
