@@ -1,0 +1,100 @@
+"""The captured model: one graph, its example inputs, and what may vary."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.propagate import run_flat
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A captured model. Immutable by convention: whoever changes the graph works on a copy.
+
+    Attributes:
+        module: The graph, with module calls under the model's own names. Parameters are shared with the model it came from.
+        args: Example inputs; tensors carry a batch of at least two where the model takes a batch.
+        kwargs: Example keyword inputs.
+        dynamic_shapes: What may vary, in the form that ``torch.export`` takes (see :meth:`export_shapes`).
+        name: Class name of the model.
+        notes: What could not be captured as asked, in plain words.
+    """
+
+    module: fx.GraphModule
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    dynamic_shapes: Any = None
+    name: str = "Model"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def batch_is_dynamic(self) -> bool:
+        """Whether dimension 0 of the inputs may have any size."""
+        return self.dynamic_shapes is not None
+
+    @property
+    def batch(self) -> int:
+        """The batch size of the example inputs (1 where the model takes no tensor with dimensions)."""
+        sizes = [leaf.shape[0] for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor) and leaf.ndim]
+        return int(sizes[0]) if sizes else 1
+
+    def inputs(self, batch: int | None = None, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return fresh random inputs of the example's shapes and dtypes.
+
+        Floats are standard normal; integers and booleans are drawn from the values of the example, so that ids stay valid.
+
+        Args:
+            batch: Size of dimension 0; None keeps the example's. Ignored where the batch is static.
+            seed: Seed of the random numbers.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        resize = batch is not None and self.batch_is_dynamic
+
+        def fresh(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            shape = [batch, *leaf.shape[1:]] if resize and leaf.ndim else list(leaf.shape)
+            if leaf.is_floating_point() or leaf.is_complex():
+                return torch.randn(shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
+            values = leaf.flatten().cpu()
+            picks = torch.randint(max(values.numel(), 1), shape, generator=generator)
+            return values[picks].to(leaf.device) if values.numel() else leaf
+
+        args, kwargs = pytree.tree_map(fresh, (self.args, self.kwargs))
+        return args, kwargs
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> list[Tensor]:
+        """Run the graph without gradients and return its tensor outputs, flattened in order."""
+        with torch.no_grad():
+            outputs = run_flat(self.module, args, kwargs or {})
+        return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+    def with_module(self, module: fx.GraphModule) -> Traced:
+        """Return the same capture around another graph."""
+        return dataclasses.replace(self, module=module)
+
+    def fingerprint(self) -> str:
+        """Return a hash of the structure: operations, literals, and shapes of parameters, but not their values."""
+        digest = hashlib.sha256()
+        order: dict[fx.Node, int] = {}
+        for node in self.module.graph.nodes:
+            order[node] = len(order)
+            operands = fx.node.map_arg((node.args, node.kwargs), lambda n: order[n])
+            digest.update(repr((node.op, str(node.target), operands)).encode())
+        for key, value in sorted(self.module.state_dict().items()):
+            digest.update(repr((key, tuple(value.shape))).encode())
+        return digest.hexdigest()
+
+    def __str__(self) -> str:
+        calls = sum(node.op.startswith("call") for node in self.module.graph.nodes)
+        parameters = sum(parameter.numel() for parameter in self.module.parameters())
+        batch = "dynamic batch" if self.batch_is_dynamic else f"static batch of {self.batch}"
+        lines = [f"{self.name}: {calls} calls, {parameters:,} parameters, {batch}", *(f"  note: {note}" for note in self.notes)]
+        return "\n".join(lines)
