@@ -23,7 +23,7 @@ Unit = frozenset[tuple[str, int, int]]
 def groups_of(name: str) -> Groups:
     """Return the groups of a network; no test changes them."""
     model, args, kwargs = build(name)
-    return find_groups(trace(model, args, kwargs))
+    return find_groups(trace(model, args, kwargs=kwargs))
 
 
 def units(name: str) -> set[Unit]:
@@ -386,7 +386,7 @@ def test_groups_are_consistent(name: str) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_analysis_is_deterministic(name: str) -> None:
     model, args, kwargs = build(name)
-    again, first = find_groups(trace(model, args, kwargs)), groups_of(name)
+    again, first = find_groups(trace(model, args, kwargs=kwargs)), groups_of(name)
     assert again.parameters == first.parameters
     for parameter, dim in first.parameters:
         assert np.array_equal(classes(again, parameter, dim), classes(first, parameter, dim))
@@ -459,5 +459,5 @@ def test_reading_does_not_run_the_model() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(float("nan"))
-    groups = find_groups(trace(model, args, kwargs))
+    groups = find_groups(trace(model, args, kwargs=kwargs))
     assert int(groups.live.sum()) == int(groups_of("residual").live.sum())

@@ -34,7 +34,7 @@ SEEDS = (0, 1)
 def captured(name: str) -> tuple[nn.Module, Traced, Groups]:
     """Return a model, its capture and its groups in float64; no test changes them."""
     model, args, kwargs = build(name, torch.float64)
-    traced = trace(model, args, kwargs)
+    traced = trace(model, args, kwargs=kwargs)
     return model, traced, find_groups(traced)
 
 
