@@ -23,7 +23,8 @@ Written by `python tools/zoo.py --peer torch-pruning --markdown docs/zoo.md`; do
 Every classification, segmentation, video and optical-flow model of torchvision, pruned to half its
 multiply-accumulates (MACs) without a word about the model. Weights are random and seeded; norms, running statistics
 and heads are randomised so that no check is vacuous. Torch-Pruning removes 30 % of the channels of every layer
-(about half the MACs) and is told which layers make the outputs, and nothing else.
+(about half the MACs) and is told which layers make the outputs, and nothing else: where a model's forward reads sizes
+from its own attributes (ViT, MViT), setting those is left to the user, and is not done here.
 
 A result is *exact* when it equals the original with every removed slice set to zero, in float64 and relative to the
 largest output: within 1e-9 for fxprune, 1e-6 for Torch-Pruning. For layer norm the reference takes its statistics over
@@ -43,7 +44,7 @@ def markdown(records: Iterable[Record]) -> str:
             _own_summary(rows) if tool == "fxprune" else "",
             _details(tool, [row for row in rows if row["tool"] == tool]),
         ]
-    return "\n".join(parts)
+    return "\n".join(part.strip("\n") + "\n" for part in parts if part)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
