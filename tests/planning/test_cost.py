@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import fxprune
+from fxprune.capture import trace
 from fxprune.planning.cost import Cost, count, uncounted
 
 torchvision = pytest.importorskip("torchvision")
@@ -25,7 +25,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_figures(name: str) -> None:
-    traced = fxprune.trace(torchvision.models.get_model(name).eval(), (torch.randn(1, 3, 224, 224),))
+    traced = trace(torchvision.models.get_model(name).eval(), (torch.randn(1, 3, 224, 224),))
     params, giga_macs = PUBLISHED[name]
     cost = count(traced)
     assert cost.params == params
@@ -35,7 +35,7 @@ def test_published_figures(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "swin_t", "shufflenet_v2_x1_0"])
 def test_torch_counts_the_same(name: str) -> None:
-    traced = fxprune.trace(torchvision.models.get_model(name).eval(), (torch.randn(2, 3, 64, 64),))
+    traced = trace(torchvision.models.get_model(name).eval(), (torch.randn(2, 3, 64, 64),))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         traced.module(*traced.args)
     assert count(traced).macs * 2 * 2 == counter.get_total_flops()  # two operations per MAC, a batch of two
@@ -57,7 +57,7 @@ class Tied(nn.Module):
 
 
 def test_tied_parameters_count_once_and_buffers_only_as_bytes() -> None:
-    traced = fxprune.trace(Tied(), (torch.zeros(2, 7, dtype=torch.int64),))
+    traced = trace(Tied(), (torch.zeros(2, 7, dtype=torch.int64),))
     assert count(traced) == Cost(params=44, macs=7 * 44, bytes=4 * 44 + 8 * 4)
 
 
@@ -74,5 +74,5 @@ class Table(nn.Module):
 
 
 def test_what_does_not_depend_on_the_input_is_not_divided_by_the_batch() -> None:
-    traced = fxprune.trace(Table(), (torch.randn(2, 5),))
+    traced = trace(Table(), (torch.randn(2, 5),))
     assert count(traced).macs == 5 * 7 + 7 * 3 * 5

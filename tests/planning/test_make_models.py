@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-import fxprune
+from fxprune.capture import trace
+from fxprune.channels import find_groups
 from fxprune.planning import Plan, make_plan
 
 torchvision = pytest.importorskip("torchvision")
@@ -20,8 +21,8 @@ NAMES = ("resnet18", "mobilenet_v2", "densenet121", "swin_t")
 def analysed(name: str) -> Any:
     """Return the groups of a torchvision model; kept for all tests of this file."""
     torch.manual_seed(0)
-    traced = fxprune.trace(torchvision.models.get_model(name).eval(), (torch.randn(1, 3, 64, 64),))
-    return fxprune.find_groups(traced)
+    traced = trace(torchvision.models.get_model(name).eval(), (torch.randn(1, 3, 64, 64),))
+    return find_groups(traced)
 
 
 def plan_for(name: str, **options: Any) -> Plan:
