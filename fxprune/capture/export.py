@@ -21,7 +21,11 @@ from fxprune.capture.propagate import propagate
 from fxprune.capture.traced import Traced
 from fxprune.errors import CaptureError, InputError
 
-_NOISE = {torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten._assert_scalar.default, torch.ops.aten.sym_constrain_range_for_size.default}
+_NOISE = {
+    torch.ops.aten._assert_tensor_metadata.default,
+    torch.ops.aten._assert_scalar.default,
+    torch.ops.aten.sym_constrain_range_for_size.default,
+}
 
 
 def trace(
@@ -47,7 +51,9 @@ def trace(
         InputError: ``model`` is not a module, or it does not run on the inputs.
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"trace takes a torch.nn.Module, and got {type(model).__name__}; if it is a factory, call it first")
+        raise InputError(
+            f"trace takes a torch.nn.Module, and got {type(model).__name__}; if it is a factory, call it first"
+        )
     args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
     named = dict(kwargs or {})
     if dynamic_batch:
@@ -100,7 +106,9 @@ def _dynamic_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return tuple(shapes[0]) if not kwargs else (*shapes[0], *shapes[1].values())
 
 
-def _capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool) -> tuple[Any, Any, list[str]]:
+def _capture(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool
+) -> tuple[Any, Any, list[str]]:
     """Try the ladder: dynamic export, static export, export of the symbolic trace. Returns (program, dynamic shapes or None, notes)."""
     notes: list[str] = []
     problem: Exception | None = None
@@ -123,7 +131,9 @@ def _capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dy
         problem = error
     try:
         program = torch.export.export(fx.symbolic_trace(model), args, kwargs, strict=False)
-        notes.append(f"captured through torch.fx.symbolic_trace with a static batch: torch.export says {_first_line(problem)}")
+        notes.append(
+            f"captured through torch.fx.symbolic_trace with a static batch: torch.export says {_first_line(problem)}"
+        )
         return program, None, notes
     except Exception:
         raise _explain(model, args, kwargs, problem) from problem
@@ -147,13 +157,17 @@ def _first_line(error: Exception) -> str:
 def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], problem: Exception) -> Exception:
     """Tell a model that does not run at all from one that runs and cannot be captured."""
     name = f"{type(model).__name__} ({location_of(type(model))})"
-    shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+    shapes = ", ".join(
+        f"{tuple(x.shape)} {x.dtype}" for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)
+    )
     try:
         with torch.no_grad():
             model(*args, **kwargs)
     except Exception as error:
         line = _source_line(error)
-        return InputError(f"{name} does not run on inputs {shapes}: {_first_line(error)}, at {line}; give inputs of the shape and dtype it was made for")
+        return InputError(
+            f"{name} does not run on inputs {shapes}: {_first_line(error)}, at {line}; give inputs of the shape and dtype it was made for"
+        )
     return CaptureError(
         f"{name} runs but cannot be captured as one graph: {_first_line(problem)}, at {_source_line(problem)}; make that line free of decisions that "
         "depend on the values of tensors, or capture the sub-module without it"

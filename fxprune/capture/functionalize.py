@@ -26,11 +26,22 @@ def _is_view(node: fx.Node) -> bool:
     """Whether the result may share memory with the first argument (by the schema's alias annotations)."""
     target = node.target
     if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
-        return node.target.__name__ == "getitem" if callable(node.target) and hasattr(node.target, "__name__") else False
-    if target in (aten.reshape.default, aten.contiguous.default, aten.flatten.using_ints, aten.to.dtype, aten.reshape_as.default):
+        return (
+            node.target.__name__ == "getitem" if callable(node.target) and hasattr(node.target, "__name__") else False
+        )
+    if target in (
+        aten.reshape.default,
+        aten.contiguous.default,
+        aten.flatten.using_ints,
+        aten.to.dtype,
+        aten.reshape_as.default,
+    ):
         return True
-    return any(result.alias_info is not None and not result.alias_info.is_write for result in target._schema.returns) or (
-        target.overloadpacket in (aten.chunk, aten.split, aten.split_with_sizes, aten.unbind, aten.tensor_split, aten.slice)
+    return any(
+        result.alias_info is not None and not result.alias_info.is_write for result in target._schema.returns
+    ) or (
+        target.overloadpacket
+        in (aten.chunk, aten.split, aten.split_with_sizes, aten.unbind, aten.tensor_split, aten.slice)
     )
 
 
@@ -73,19 +84,28 @@ class _Functionalizer:
         written = node.args[0]
         assert isinstance(written, fx.Node)
         node.target = _functional_twin(node)
-        if node.target is aten.copy.default:  # the copied value may be narrower; the result has the shape of what is written
+        if (
+            node.target is aten.copy.default
+        ):  # the copied value may be narrower; the result has the shape of what is written
             self._expand_copy(node, written)
         self._write(written, node, after=node)
 
     def _expand_copy(self, node: fx.Node, written: fx.Node) -> None:
         source = node.args[1]
         value, into = source.meta.get("val") if isinstance(source, fx.Node) else None, written.meta.get("val")
-        if isinstance(value, Tensor) and isinstance(into, Tensor) and value.shape == into.shape and value.dtype == into.dtype:
+        if (
+            isinstance(value, Tensor)
+            and isinstance(into, Tensor)
+            and value.shape == into.shape
+            and value.dtype == into.dtype
+        ):
             node.target, node.args = aten.alias.default, (source,)
 
     def _write(self, written: fx.Node, value: fx.Node, after: fx.Node) -> None:
         """Record that ``written`` now holds ``value``, and carry the write into what it is a view of, and into other views of that."""
-        old_views = [view for view, source in self.base.items() if self._newest(source) is written and view is not written]
+        old_views = [
+            view for view, source in self.base.items() if self._newest(source) is written and view is not written
+        ]
         source = self.base.get(written)
         self.current[written] = value
         if source is not None:

@@ -82,7 +82,11 @@ class Lifter:
         first = next(iter(tensors.values()))
         for path in (module_path(node), self.names[id(first)].rpartition(".")[0]):
             owner = self.owners.get(path)
-            if owner is not None and path and all(getattr(owner, slot, None) is tensor for slot, tensor in tensors.items()):
+            if (
+                owner is not None
+                and path
+                and all(getattr(owner, slot, None) is tensor for slot, tensor in tensors.items())
+            ):
                 return path, owner
         return None
 
@@ -130,7 +134,9 @@ class Lifter:
                 pair.meta = dict(user.meta)
                 user.args = (pair, user.args[1] - 1)  # type: ignore[operator]
 
-    def _claim(self, owner: nn.Module, module: nn.Module, tensors: dict[str, Tensor], *, training: bool = False) -> bool:
+    def _claim(
+        self, owner: nn.Module, module: nn.Module, tensors: dict[str, Tensor], *, training: bool = False
+    ) -> bool:
         """Let ``module`` stand for ``owner``; False where another call of the same owner needs different settings."""
         standing = self.lifted.get(id(owner))
         if standing is not None:

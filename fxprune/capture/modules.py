@@ -33,7 +33,13 @@ class Recipe:
 
 
 def _pair(value: Any, n: int) -> Any:
-    return tuple(value) if isinstance(value, (list, tuple)) and len(value) == n else (tuple(value) * n)[:n] if isinstance(value, (list, tuple)) else value
+    return (
+        tuple(value)
+        if isinstance(value, (list, tuple)) and len(value) == n
+        else (tuple(value) * n)[:n]
+        if isinstance(value, (list, tuple))
+        else value
+    )
 
 
 def _conv(n: int, cls: type[nn.Module]) -> Recipe:
@@ -72,7 +78,14 @@ def _batch_norm(a: dict[str, Any]) -> nn.Module | None:
     if cls is None:
         return None
     tracked = a["running_mean"] is not None
-    return cls(a["input"].shape[1], eps=a["eps"], momentum=a["momentum"], affine=a["weight"] is not None, track_running_stats=tracked, device="meta")
+    return cls(
+        a["input"].shape[1],
+        eps=a["eps"],
+        momentum=a["momentum"],
+        affine=a["weight"] is not None,
+        track_running_stats=tracked,
+        device="meta",
+    )
 
 
 def _instance_norm(a: dict[str, Any]) -> nn.Module | None:
@@ -82,7 +95,14 @@ def _instance_norm(a: dict[str, Any]) -> nn.Module | None:
     if cls is None or a["use_input_stats"] == (a["running_mean"] is not None):
         return None
     tracked = a["running_mean"] is not None
-    return cls(a["input"].shape[1], eps=a["eps"], momentum=a["momentum"], affine=a["weight"] is not None, track_running_stats=tracked, device="meta")
+    return cls(
+        a["input"].shape[1],
+        eps=a["eps"],
+        momentum=a["momentum"],
+        affine=a["weight"] is not None,
+        track_running_stats=tracked,
+        device="meta",
+    )
 
 
 def _layer_norm(a: dict[str, Any]) -> nn.Module | None:
@@ -105,7 +125,14 @@ def _embedding(a: dict[str, Any]) -> nn.Module:
     # The operation's padding index of -1 means none; gradients of the padding row follow it.
     padding = a["padding_idx"] if a["padding_idx"] is not None and a["padding_idx"] >= 0 else None
     rows, columns = a["weight"].shape
-    return nn.Embedding(rows, columns, padding_idx=padding, scale_grad_by_freq=a["scale_grad_by_freq"], sparse=a["sparse"], device="meta")
+    return nn.Embedding(
+        rows,
+        columns,
+        padding_idx=padding,
+        scale_grad_by_freq=a["scale_grad_by_freq"],
+        sparse=a["sparse"],
+        device="meta",
+    )
 
 
 def _prelu(a: dict[str, Any]) -> nn.Module:

@@ -42,7 +42,11 @@ class Traced:
     @property
     def batch(self) -> int:
         """The batch size of the example inputs (1 where the model takes no tensor with dimensions)."""
-        sizes = [leaf.shape[0] for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor) and leaf.ndim]
+        sizes = [
+            leaf.shape[0]
+            for leaf in pytree.tree_leaves((self.args, self.kwargs))
+            if isinstance(leaf, Tensor) and leaf.ndim
+        ]
         return int(sizes[0]) if sizes else 1
 
     def inputs(self, batch: int | None = None, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -96,5 +100,8 @@ class Traced:
         calls = sum(node.op.startswith("call") for node in self.module.graph.nodes)
         parameters = sum(parameter.numel() for parameter in self.module.parameters())
         batch = "dynamic batch" if self.batch_is_dynamic else f"static batch of {self.batch}"
-        lines = [f"{self.name}: {calls} calls, {parameters:,} parameters, {batch}", *(f"  note: {note}" for note in self.notes)]
+        lines = [
+            f"{self.name}: {calls} calls, {parameters:,} parameters, {batch}",
+            *(f"  note: {note}" for note in self.notes),
+        ]
         return "\n".join(lines)

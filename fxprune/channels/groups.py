@@ -1,0 +1,204 @@
+"""``find_groups``: which slices of which parameters go together, and what stays and why."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import numpy.typing as npt
+from torch import fx
+
+from fxprune.capture import Traced
+from fxprune.channels.coupling import Explanation, build_coupling, explain
+from fxprune.channels.labels import Axis
+from fxprune.channels.resolve import resolve
+from fxprune.channels.rules import Flow
+from fxprune.errors import InputError
+
+_QUIET = (
+    "reads an input that carries no channels",
+    "meets a batch, space or sequence dimension",
+    "kernel taps",
+    "a space dimension",
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters whose dimensions are coupled: a connected component of the coupling graph.
+
+    Attributes:
+        parameters: (name, dimension) pairs in the order of the model.
+        units: Number of units that can be removed.
+        frozen: Number of classes that stay.
+        reason: Why those stay ("" if none does).
+    """
+
+    parameters: tuple[tuple[str, int], ...]
+    units: int
+    frozen: int
+    reason: str
+
+
+class Groups:
+    """The coupled channels of one captured model; immutable. Made by :func:`find_groups`."""
+
+    def __init__(self, traced: Traced, attention: str = "heads") -> None:
+        self.traced = traced
+        self._flow = Flow(traced.module)
+        self._flow.run()
+        self._classes = resolve(self._flow.labels, attention)
+        self.parameters: list[tuple[str, int]] = [
+            (name, d) for name, axes in self._flow.parameters.items() for d, axis in enumerate(axes) if axis is not None
+        ]
+        self.size = self._classes.frozen.size
+        touched = np.zeros(self.size, bool)
+        trained = {name for name, _ in traced.module.named_parameters()}
+        for name, d in self.parameters:
+            if name not in trained:  # a class of buffers alone is no channel of a layer
+                continue
+            touched[self._axis(name, d)] = True
+        self.live: npt.NDArray[np.bool_] = touched & ~self._classes.frozen
+
+    def _axis(self, name: str, d: int) -> Axis:
+        axis = self._flow.parameters[name][d]
+        assert axis is not None
+        return self._classes.of[axis]
+
+    def axis(self, name: str, dim: int) -> Axis | None:
+        """Return the class id of every index of a parameter's dimension; None where it carries no channels."""
+        axes = self._flow.parameters.get(name)
+        return None if axes is None or axes[dim] is None else self._axis(name, dim)
+
+    def of(self, node: fx.Node) -> Any:
+        """Return the class ids of a node's value, one array (or None) per dimension; a list of such for several outputs."""
+        return self._map(self._flow.env.get(node))
+
+    def _map(self, found: Any) -> Any:
+        if isinstance(found, np.ndarray):
+            return self._classes.of[found]
+        if isinstance(found, (list, tuple)):
+            return type(found)(self._map(item) for item in found)
+        return None
+
+    def group_factor(self, node: fx.Node) -> Axis | None:
+        """Return the class ids of the groups of a grouped convolution or group norm; None where there is no such factor."""
+        return self._map(self._flow.groups.get(node))  # type: ignore[no-any-return]
+
+    def reason(self, class_id: int) -> str:
+        """Return why a class stays ("" if it can be removed)."""
+        origin = int(self._classes.origin[class_id])
+        if origin < 0:
+            return ""
+        _, reason, place = self._flow.labels.frozen[origin]
+        return f"{reason} (at {place})"
+
+    @functools.cached_property
+    def families(self) -> list[npt.NDArray[np.int64]]:
+        """Live classes with the same footprint of (parameter, dimension, number of indices), in the order of their indices."""
+        footprints = np.zeros(self.size, np.uint64)
+        first = np.full(self.size, np.iinfo(np.int64).max)
+        random = np.random.default_rng(0)
+        for position, (name, d) in enumerate(self.parameters):
+            axis = self._axis(name, d)
+            counts = np.bincount(axis, minlength=self.size).astype(np.uint64)
+            with np.errstate(over="ignore"):
+                footprints += counts * random.integers(1, 2**63, dtype=np.uint64)
+            ids, places = np.unique(axis, return_index=True)
+            first[ids] = np.minimum(first[ids], position * 2**32 + places)
+        live = np.flatnonzero(self.live)
+        order = live[np.argsort(first[live], kind="stable")]
+        found: dict[int, list[int]] = {}
+        for class_id in order:
+            found.setdefault(int(footprints[class_id]), []).append(int(class_id))
+        return [np.array(ids, np.int64) for ids in found.values()]
+
+    def removal(self, class_ids: Iterable[int]) -> dict[str, dict[int, list[int]]]:
+        """Return which indices of which parameters go when these classes go: the form that a plan stores."""
+        gone = np.zeros(self.size, bool)
+        gone[np.fromiter(class_ids, np.int64)] = True
+        removed: dict[str, dict[int, list[int]]] = {}
+        for name, d in self.parameters:
+            indices = np.flatnonzero(gone[self._axis(name, d)])
+            if indices.size:
+                removed.setdefault(name, {})[d] = [int(i) for i in indices]
+        return removed
+
+    def classes(self, removed: dict[str, dict[int, list[int]]]) -> npt.NDArray[np.bool_]:
+        """Return which classes a removal names.
+
+        Raises:
+            InputError: A named index carries no channel, is frozen, or its partners are not all named.
+        """
+        gone = np.zeros(self.size, bool)
+        for name, dims in removed.items():
+            for d, indices in dims.items():
+                axis = self.axis(name, int(d)) if name in self._flow.parameters else None
+                if axis is None or (indices and max(indices) >= axis.size):
+                    raise InputError(
+                        f"dimension {d} of {name} has no channels to remove in this model; make the plan for this model"
+                    )
+                gone[axis[np.asarray(indices, np.int64)]] = True
+        if (gone & ~self.live).any():
+            stuck = int(np.flatnonzero(gone & ~self.live)[0])
+            raise InputError(
+                f"the removal names a channel that has to stay: {self.reason(stuck)}; make the plan for this model"
+            )
+        for name, d in self.parameters:
+            wanted = np.flatnonzero(gone[self._axis(name, d)])
+            named = removed.get(name, {}).get(d, [])
+            if list(wanted) != sorted(named):
+                missing = sorted(set(wanted.tolist()) - set(named))
+                raise InputError(
+                    f"indices {missing[:5]} of dimension {d} of {name} go with channels that are removed, and are not named"
+                )
+        return gone
+
+    @functools.cached_property
+    def coupling(self) -> nx.MultiGraph:
+        """The dependency graph: axes of parameters, tensors and grids as nodes, what ties them as edges."""
+        return build_coupling(self._flow)
+
+    @functools.cached_property
+    def groups(self) -> list[Group]:
+        """The coupled groups that have something to say: something to remove, or a reason why not."""
+        found: list[Group] = []
+        order = {p: i for i, p in enumerate(self.parameters)}
+        for component in nx.connected_components(self.coupling):
+            members = sorted((axis[1:] for axis in component if axis[0] == "parameter"), key=lambda p: order[p])
+            if members:
+                group = self._describe(members)
+                if group.units or not group.reason.startswith(_QUIET):
+                    found.append(group)
+        return sorted(found, key=lambda group: order[group.parameters[0]])
+
+    def _describe(self, members: list[tuple[str, int]]) -> Group:
+        classes = np.unique(np.concatenate([self._axis(name, d) for name, d in members]))
+        live = self.live[classes]
+        stuck = classes[~live]
+        reasons = {self.reason(int(c)): None for c in stuck[:64]}
+        return Group(tuple(members), int(live.sum()), int((~live).sum()), "; ".join(reasons))
+
+    def explain(self, parameter: str, dim: int = 0) -> Explanation:
+        """Return what a parameter's dimension is coupled to, and the path to what freezes it.
+
+        Raises:
+            InputError: There is no such parameter; near names are listed.
+        """
+        return explain(self, self._flow, parameter, dim)
+
+
+def find_groups(traced: Traced, *, attention: str = "heads") -> Groups:
+    """Work out which parameter slices of a captured model must go together.
+
+    Args:
+        traced: The captured model.
+        attention: What attention may lose: whole ``"heads"``, or ``"head_dim"``, the width of each head.
+    """
+    if attention not in ("heads", "head_dim"):
+        raise InputError(f"attention can lose 'heads' or 'head_dim', not {attention!r}")
+    return Groups(traced, attention)

@@ -1,0 +1,278 @@
+"""Layers with weights: they end one set of channels and begin another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.channels.labels import Axes, Axis
+from fxprune.channels.rules.same import broadcast
+from fxprune.channels.rules.table import Flow, packets, rule
+
+aten = torch.ops.aten
+
+
+def _convolve(flow: Flow, node: fx.Node, weight: Axes, bias: Axis | None, groups: int, shape: tuple[int, ...]) -> Axes:
+    """Plain and grouped convolution: input = (group, input of the group), output = (group, output of the group), with one group factor."""
+    source = node.args[0]
+    axes = flow.axes(source)
+    channel = len(axes) - len(shape) + 1  # an unbatched input has no dimension before its channels
+    for axis in axes[channel + 1 :]:
+        flow.freeze(axis, "a space dimension")
+    for axis in weight[2:]:
+        flow.freeze(axis, "kernel taps")
+    out = weight[0]
+    if groups == 1:
+        flow.meet(axes[channel], weight[1], "reads an input that carries no channels")
+    elif out is not None:
+        inputs = (
+            (None, None) if axes[channel] is None else flow.labels.split(axes[channel], (groups, shape[1]), flow.place)
+        )
+        row, column = flow.labels.split(out, (groups, shape[0] // groups), flow.place)
+        flow.groups[node] = flow.meet(
+            row, inputs[0], "the groups of this convolution cannot be told apart in its input"
+        )
+        if shape[1] > 1:
+            flow.meet(inputs[1], weight[1], "the inputs of each group cannot be told apart")
+    if bias is not None and out is not None:
+        flow.labels.tie(out, bias)
+    return (*axes[:channel], out, *[None] * (len(shape) - 2))
+
+
+@rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+def conv_module(flow: Flow, node: fx.Node) -> Axes:
+    layer: Any = flow.layer(node)
+    weight = flow.parameter(layer.weight, 2)
+    bias = None if layer.bias is None else flow.parameter(layer.bias)[0]
+    return _convolve(flow, node, weight, bias, layer.groups, tuple(layer.weight.shape))
+
+
+def _functional(node: fx.Node, name: str, default: Any = None) -> Any:
+    """Return an argument of an ATen call by its name in the schema."""
+    for position, found in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if found.name == name:
+            if position < len(node.args):
+                return node.args[position]
+            return node.kwargs.get(name, found.default_value if found.has_default_value() else default)
+    return default
+
+
+def _bias(flow: Flow, value: Any) -> Axis | None:
+    return flow.axes(value)[0] if isinstance(value, fx.Node) else None
+
+
+@rule(*packets("conv1d", "conv2d", "conv3d"))
+def conv(flow: Flow, node: fx.Node) -> Axes:
+    weight = node.args[1]
+    bias = _bias(flow, _functional(node, "bias"))
+    return _convolve(flow, node, flow.axes(weight), bias, _functional(node, "groups"), flow.shape(weight))  # type: ignore[arg-type]
+
+
+def _transposed(
+    flow: Flow, node: fx.Node, weight: Axes, bias: Axis | None, groups: int, shape: tuple[int, ...]
+) -> Axes:
+    axes = flow.axes(node.args[0])
+    channel = len(axes) - len(shape) + 1
+    for axis in (*axes[channel + 1 :], *weight[2:]):
+        flow.freeze(axis, "a space dimension")
+    flow.meet(axes[channel], weight[0], "reads an input that carries no channels")
+    out = weight[1]
+    if groups > 1 and weight[0] is not None:
+        row, _ = flow.labels.split(weight[0], (groups, shape[0] // groups), flow.place)
+        flow.groups[node] = row
+        out = flow.labels.merge((row, weight[1]), (groups, shape[1]), flow.place)
+    if bias is not None and out is not None:
+        flow.labels.tie(out, bias)
+    return (*axes[:channel], out, *[None] * (len(shape) - 2))
+
+
+@rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+def transposed_module(flow: Flow, node: fx.Node) -> Axes:
+    layer: Any = flow.layer(node)
+    bias = None if layer.bias is None else flow.parameter(layer.bias)[0]
+    return _transposed(flow, node, flow.parameter(layer.weight, 2), bias, layer.groups, tuple(layer.weight.shape))
+
+
+@rule(*packets("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"))
+def transposed(flow: Flow, node: fx.Node) -> Axes:
+    weight = node.args[1]
+    bias = _bias(flow, _functional(node, "bias"))
+    return _transposed(flow, node, flow.axes(weight), bias, _functional(node, "groups"), flow.shape(weight))  # type: ignore[arg-type]
+
+
+def _linear(flow: Flow, node: fx.Node, weight: Axes, bias: Axis | None) -> Axes:
+    axes = flow.axes(node.args[0])
+    flow.meet(axes[-1], weight[1], "reads an input that carries no channels")
+    if bias is not None and weight[0] is not None:
+        flow.labels.tie(weight[0], bias)
+    return (*axes[:-1], weight[0])
+
+
+@rule(nn.Linear)
+def linear_module(flow: Flow, node: fx.Node) -> Axes:
+    layer: Any = flow.layer(node)
+    bias = None if layer.bias is None else flow.parameter(layer.bias)[0]
+    return _linear(flow, node, flow.parameter(layer.weight), bias)
+
+
+@rule(*packets("linear"))
+def linear(flow: Flow, node: fx.Node) -> Axes:
+    weight = flow.axes(node.args[1])
+    if len(weight) == 1:
+        flow.meet(flow.axes(node.args[0])[-1], weight[0])
+        return flow.axes(node.args[0])[:-1]
+    return _linear(flow, node, weight, _bias(flow, _functional(node, "bias")))
+
+
+def _embed(flow: Flow, weight: Axes, indices: fx.Node) -> Axes:
+    flow.freeze(weight[0], "its rows are looked up by id")
+    return (*[None] * len(flow.shape(indices)), weight[1])
+
+
+@rule(nn.Embedding)
+def embedding_module(flow: Flow, node: fx.Node) -> Axes:
+    layer: Any = flow.layer(node)
+    return _embed(flow, flow.parameter(layer.weight), node.args[0])  # type: ignore[arg-type]
+
+
+@rule(*packets("embedding"))
+def embedding(flow: Flow, node: fx.Node) -> Axes:
+    return _embed(flow, flow.axes(node.args[0]), node.args[1])  # type: ignore[arg-type]
+
+
+@rule(nn.LSTM, nn.GRU, nn.RNN)
+def recurrent(flow: Flow, node: fx.Node) -> Any:
+    """Hidden units repeat once per gate along the rows of every weight; layers read what the layer below gives."""
+    layer: Any = flow.layer(node)
+    source, state = node.args[0], node.args[1] if len(node.args) > 1 else None
+    gates = {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
+    axes = flow.axes(source)
+    feed, directions = axes[-1], 2 if layer.bidirectional else 1
+    for depth in range(layer.num_layers):
+        outs = [_cell(flow, layer, f"_l{depth}{'_reverse' if k else ''}", gates, feed) for k in range(directions)]
+        feed = np.concatenate(outs)
+        _meet_state(flow, state, outs)
+    out = (*axes[:-1], feed)
+    hidden = flow.opaque(node.meta["val"][1])
+    return [out, hidden]
+
+
+def _cell(flow: Flow, layer: Any, suffix: str, gates: int, feed: Axis | None) -> Axis:
+    def weight(name: str) -> Axes | None:
+        tensor = getattr(layer, name + suffix, None)
+        return flow.parameter(tensor) if isinstance(tensor, Tensor) else None
+
+    inputs, hidden, projection = weight("weight_ih"), weight("weight_hh"), weight("weight_hr")
+    assert inputs is not None and hidden is not None
+    units = flow.labels.fresh(layer.hidden_size)
+    rows = np.tile(units, gates)
+    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+        found = weight(name)
+        if found is not None:
+            assert found[0] is not None
+            flow.labels.tie(rows, found[0])
+    flow.meet(feed, inputs[1], "reads an input that carries no channels")
+    result = units
+    if projection is not None:
+        flow.meet(projection[1], units)
+        result = projection[0] if projection[0] is not None else units
+    flow.meet(hidden[1], result)
+    if layer.num_layers > 1 or layer.bidirectional:
+        # All layers and directions of one module share one hidden size, so their units can only shrink in step.
+        flow.labels.tie(units, flow.labels.shared_units(id(layer), units))
+    return result
+
+
+def _meet_state(flow: Flow, state: Any, outs: list[Axis]) -> None:
+    """The initial state is as wide as the hidden units; the final state has the same labels, which its readers keep whole."""
+    states = state if isinstance(state, (list, tuple)) else [state]
+    for value in states:
+        if flow.is_tensor(value):
+            for out in outs:
+                axis = flow.axes(value)[-1]
+                if axis is not None and axis.size == out.size:
+                    flow.labels.tie(axis, out)
+                else:
+                    flow.meet(axis, None)
+
+
+# contractions of two activations
+
+
+def _product(flow: Flow, one: tuple[Axes, tuple[int, ...]], other: tuple[Axes, tuple[int, ...]]) -> Axes:
+    (a, sa), (b, sb) = one, other
+    flow.meet(a[-1], b[-2] if len(b) > 1 else b[-1])
+    lead = torch.broadcast_shapes(sa[:-2], sb[:-2])
+    batch = broadcast(flow, [(a[:-2], sa[:-2]), (b[:-2], sb[:-2])], tuple(lead))
+    for axis in batch:
+        if axis is not None:
+            flow.labels.heads.append(axis)
+    rows = a[-2:-1] if len(a) > 1 else ()
+    columns = b[-1:] if len(b) > 1 else ()
+    return (*batch, *rows, *columns)
+
+
+@rule(*packets("matmul", "bmm", "mm", "mv", "dot"))
+def matmul(flow: Flow, node: fx.Node) -> Axes:
+    a, b = node.args[:2]
+    return _product(flow, (flow.axes(a), flow.shape(a)), (flow.axes(b), flow.shape(b)))  # type: ignore[arg-type]
+
+
+@rule(*packets("addmm", "baddbmm", "addbmm"))
+def addmm(flow: Flow, node: fx.Node) -> Axes:
+    bias, a, b = node.args[:3]
+    found = _product(flow, (flow.axes(a), flow.shape(a)), (flow.axes(b), flow.shape(b)))  # type: ignore[arg-type]
+    shape = flow.shape(node)
+    return broadcast(flow, [(found, shape), (flow.axes(bias), flow.shape(bias))], shape)  # type: ignore[arg-type]
+
+
+@rule(*packets("scaled_dot_product_attention"))
+def attention(flow: Flow, node: fx.Node) -> Axes:
+    q, k, v = node.args[:3]
+    aq, ak, av = flow.axes(q), flow.axes(k), flow.axes(v)
+    sq, sk = flow.shape(q), flow.shape(k)  # type: ignore[arg-type]
+    flow.meet(aq[-1], ak[-1])
+    flow.meet(ak[-2], av[-2])
+    heads = aq[-3] if len(aq) > 2 else None
+    if len(aq) > 2:
+        if sq[-3] != sk[-3] and heads is not None:  # grouped queries: each key head serves several query heads
+            rows, rest = flow.labels.split(heads, (sk[-3], sq[-3] // sk[-3]), flow.place)
+            flow.freeze(rest, "every key head serves the same number of query heads")
+            flow.meet(rows, ak[-3])
+        else:
+            flow.meet(heads, ak[-3])
+        flow.meet(ak[-3], av[-3])
+    for axis in (*aq[:-2], *ak[:-2]):
+        if axis is not None:
+            flow.labels.heads.append(axis)
+    mask = _functional(node, "attn_mask")
+    scores = (*sq[:-1], sk[-2])
+    if isinstance(mask, fx.Node):
+        broadcast(flow, [(flow.axes(mask), flow.shape(mask)), ((*aq[:-2], aq[-2], ak[-2]), scores)], scores)
+    return (*aq[:-1], av[-1])
+
+
+@rule(*packets("einsum"))
+def einsum(flow: Flow, node: fx.Node) -> Axes:
+    equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
+    if "..." in equation or "->" not in equation:
+        return flow.freeze_all(node, "an einsum with an ellipsis or without an output")  # type: ignore[no-any-return]
+    terms, result = equation.split("->")
+    found: dict[str, Axis | None] = {}
+    seen: dict[str, int] = {}
+    for term, operand in zip(terms.split(","), operands, strict=True):  # type: ignore[arg-type]
+        if len(set(term)) != len(term):
+            return flow.freeze_all(node, "an einsum that takes a diagonal")  # type: ignore[no-any-return]
+        for letter, axis, size in zip(term, flow.axes(operand), flow.shape(operand), strict=True):  # type: ignore[arg-type]
+            if size == 1:
+                found.setdefault(letter, None)
+                continue
+            found[letter] = flow.meet(found[letter], axis) if letter in seen else axis
+            seen[letter] = size
+    for letter in result:  # letters of every operand and of the result are batch letters: heads in attention
+        if found[letter] is not None and all(letter in term for term in terms.split(",")):
+            flow.labels.heads.append(found[letter])  # type: ignore[arg-type]
+    return tuple(found[letter] for letter in result)

@@ -1,0 +1,354 @@
+"""Operations that only move elements: the labels move the same way."""
+
+from __future__ import annotations
+
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from fxprune.channels.labels import Axes, Axis
+from fxprune.channels.rules.same import broadcast
+from fxprune.channels.rules.table import Flow, packets, rule
+
+aten = torch.ops.aten
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """Return an argument given by position or by name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+@rule(*packets("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as", "atleast_1d", "atleast_2d", "ravel"))  # fmt: skip
+def reshape(flow: Flow, node: fx.Node) -> Axes:
+    source = node.args[0]
+    return flow.reshape(flow.axes(source), flow.shape(source), flow.shape(node))  # type: ignore[arg-type]
+
+
+@rule(*packets("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "numpy_T", "mT", "adjoint"))
+def permute(flow: Flow, node: fx.Node) -> Axes:
+    axes = flow.axes(node.args[0])
+    # Permuting a tensor whose strides are all different shows where each dimension went.
+    probe = torch.empty_strided([2] * len(axes), [3 * 10**d for d in range(len(axes))], device="meta")
+    moved = node.target(probe, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+    order = {3 * 10**d: d for d in range(len(axes))}
+    return tuple(axes[order[stride]] for stride in moved.stride())
+
+
+@rule(*packets("expand"))
+def expand(flow: Flow, node: fx.Node) -> Axes:
+    """A dimension that is repeated by stride gets labels of its own, unless its size is known only at run time."""
+    source, sizes = node.args[0], argument(node, 1, "size")
+    axes, before, after = flow.axes(source), flow.shape(source), flow.shape(node)  # type: ignore[arg-type]
+    lead = len(after) - len(before)
+    result: list[Axis | None] = []
+    for d, size in enumerate(after):
+        if d >= lead and before[d - lead] == size:
+            result.append(axes[d - lead])
+        else:
+            result.append(None if isinstance(sizes[d], fx.Node) else flow.labels.fresh(size))
+    return tuple(result)
+
+
+@rule(*packets("expand_as"))
+def expand_as(flow: Flow, node: fx.Node) -> Axes:
+    return broadcast(flow, [(flow.axes(n), flow.shape(n)) for n in node.args[:2]], flow.shape(node))  # type: ignore[arg-type, misc]
+
+
+@rule(*packets("repeat", "tile"))
+def repeat(flow: Flow, node: fx.Node) -> Axes:
+    source = node.args[0]
+    axes, before, after = flow.axes(source), flow.shape(source), flow.shape(node)  # type: ignore[arg-type]
+    lead = len(after) - len(before)
+    result: list[Axis | None] = [None] * lead
+    for axis, old, new in zip(axes, before, after[lead:], strict=True):
+        result.append(None if axis is None else np.tile(axis, new // old))
+    return tuple(result)
+
+
+@rule(*packets("repeat_interleave"))
+def repeat_interleave(flow: Flow, node: fx.Node) -> Axes:
+    axes = list(flow.axes(node.args[0]))
+    times, d = node.args[1], argument(node, 2, "dim")
+    if not isinstance(times, int) or d is None:
+        return flow.freeze_all(node, "repeated by a tensor of counts")  # type: ignore[no-any-return]
+    axes[d] = None if axes[d] is None else np.repeat(axes[d], times)  # type: ignore[arg-type]
+    return tuple(axes)
+
+
+@rule(*packets("cat", "concat", "concatenate"))
+def cat(flow: Flow, node: fx.Node) -> Axes:
+    pieces = [p for p in node.args[0] if flow.shape(p) != (0,)]  # type: ignore[union-attr, arg-type]
+    d = int(argument(node, 1, "dim", 0)) % len(flow.shape(pieces[0]))
+    result = list(_tied_but(flow, pieces, d))
+    if any(flow.axes(p)[d] is not None for p in pieces):
+        parts = []
+        for p in pieces:
+            axis = flow.axes(p)[d]
+            if axis is None:  # an opaque part beside labelled ones: it stays, the others need not
+                axis = flow.labels.fresh(flow.shape(p)[d])
+                flow.freeze(axis, "part of a concatenation that carries no channels")
+            parts.append(axis)
+        result[d] = np.concatenate(parts)
+    else:
+        result[d] = None
+    return tuple(result)
+
+
+def _tied_but(flow: Flow, pieces: list[Any], skip: int) -> Axes:
+    """Tie all dimensions of equal-shaped pieces but one."""
+    first = list(flow.axes(pieces[0]))
+    sizes = flow.shape(pieces[0])
+    for piece in pieces[1:]:
+        for d, axis in enumerate(flow.axes(piece)):
+            if d != skip and sizes[d] > 1:
+                first[d] = flow.meet(first[d], axis)
+    return tuple(first)
+
+
+@rule(*packets("stack"))
+def stack(flow: Flow, node: fx.Node) -> Axes:
+    pieces = list(node.args[0])  # type: ignore[arg-type]
+    axes = list(_tied_but(flow, pieces, -1))
+    d = int(argument(node, 1, "dim", 0)) % (len(axes) + 1)
+    return (*axes[:d], None, *axes[d:])
+
+
+@rule(*packets("chunk", "split", "split_with_sizes", "tensor_split"))
+def split(flow: Flow, node: fx.Node) -> list[Axes]:
+    axes = flow.axes(node.args[0])
+    d = int(argument(node, 2, "dim", 0)) % len(axes)
+    results, start = [], 0
+    for value in node.meta["val"]:
+        stop = start + int(value.shape[d])
+        piece = None if axes[d] is None else axes[d][start:stop]
+        results.append((*axes[:d], piece, *axes[d + 1 :]))
+        start = stop
+    return results
+
+
+@rule(*packets("unbind"))
+def unbind(flow: Flow, node: fx.Node) -> list[Axes]:
+    axes = flow.axes(node.args[0])
+    d = int(argument(node, 1, "dim", 0)) % len(axes)
+    flow.freeze(axes[d], "its indices are taken apart one by one")
+    return [(*axes[:d], *axes[d + 1 :])] * len(node.meta["val"])
+
+
+@rule(*packets("select"))
+def select(flow: Flow, node: fx.Node) -> Axes:
+    axes = flow.axes(node.args[0])
+    d = int(node.args[1]) % len(axes)  # type: ignore[call-overload]
+    flow.freeze(axes[d], "one of its indices is picked by number")
+    return (*axes[:d], *axes[d + 1 :])
+
+
+@rule(*packets("slice"))
+def slice_(flow: Flow, node: fx.Node) -> Axes:
+    axes = list(flow.axes(node.args[0]))
+    d = int(argument(node, 1, "dim", 0)) % len(axes)
+    bounds = [argument(node, 2, "start"), argument(node, 3, "end"), argument(node, 4, "step", 1)]
+    axis = axes[d]
+    if axis is not None and any(isinstance(bound, fx.Node) for bound in bounds):
+        flow.freeze(axis, "sliced at a place known only at run time")
+        axis = None
+    axes[d] = None if axis is None else axis[slice(*bounds)]
+    if axes[d] is not None and axes[d].size <= 1:  # type: ignore[union-attr]
+        flow.freeze(axes[d], "a single channel is picked by number")
+        axes[d] = None
+    return tuple(axes)
+
+
+@rule(*packets("narrow"))
+def narrow(flow: Flow, node: fx.Node) -> Axes:
+    axes = list(flow.axes(node.args[0]))
+    d, start, length = int(node.args[1]) % len(axes), node.args[2], node.args[3]  # type: ignore[call-overload]
+    flow.freeze(axes[d], "cut out by narrow")
+    axes[d] = None if axes[d] is None else axes[d][start : start + length]  # type: ignore[index, operator]
+    return tuple(axes)
+
+
+def constant(flow: Flow, value: Any) -> np.ndarray[Any, Any] | None:
+    """Return the values of an operand that is a buffer or a constant of the model's code."""
+    if not isinstance(value, fx.Node) or value.op != "get_attr":
+        return None
+    found: Any = flow.module
+    for atom in str(value.target).split("."):
+        found = getattr(found, atom)
+    trainable = isinstance(found, Tensor) and found.requires_grad
+    return None if trainable else np.asarray(found.detach().cpu())
+
+
+@rule(*packets("index_select"))
+def index_select(flow: Flow, node: fx.Node) -> Axes:
+    axes = list(flow.axes(node.args[0]))
+    d = int(node.args[1]) % len(axes)  # type: ignore[call-overload]
+    axes[d] = _picked(flow, axes[d], node.args[2])
+    return tuple(axes)
+
+
+def _picked(flow: Flow, axis: Axis | None, index: Any) -> Axis | None:
+    values = constant(flow, index)
+    if axis is None:
+        return None
+    if values is None or values.ndim != 1 or values.dtype == np.bool_:
+        flow.freeze(axis, "indexed by a tensor that is not a constant list of positions")
+        return None
+    return axis[values]
+
+
+@rule(*packets("index"))
+def index(flow: Flow, node: fx.Node) -> Axes:
+    axes = flow.axes(node.args[0])
+    indices = list(node.args[1])  # type: ignore[arg-type]
+    used = [d for d, i in enumerate(indices) if i is not None]
+    shapes = [tuple(indices[d].meta["val"].shape) for d in used]
+    if any(indices[d].meta["val"].dtype == torch.bool for d in used):
+        return flow.freeze_all(node, "indexed by a mask")  # type: ignore[no-any-return]
+    if len(used) == 1 and len(shapes[0]) == 1:
+        d = used[0]
+        return (*axes[:d], _picked(flow, axes[d], indices[d]), *axes[d + 1 :])
+    for d in used:
+        flow.freeze(axes[d], "indexed by a tensor")
+        for axis in flow.axes(indices[d]):
+            flow.freeze(axis, "its values are positions")
+    width = len(torch.broadcast_shapes(*shapes))
+    rest = [axis for d, axis in enumerate(axes) if d not in used]
+    together = used == list(range(used[0], used[-1] + 1))
+    at = used[0] if together else 0
+    return (*rest[:at], *[None] * width, *rest[at:])
+
+
+@rule(*packets("flip"))
+def flip(flow: Flow, node: fx.Node) -> Axes:
+    axes = list(flow.axes(node.args[0]))
+    for d in node.args[1]:  # type: ignore[union-attr]
+        axes[d] = None if axes[d] is None else axes[d][::-1]  # type: ignore[index, call-overload]
+    return tuple(axes)
+
+
+@rule(*packets("roll"))
+def roll(flow: Flow, node: fx.Node) -> Axes:
+    axes = list(flow.axes(node.args[0]))
+    shifts, dims = argument(node, 1, "shifts"), argument(node, 2, "dims", [])
+    if not dims:
+        return flow.freeze_all(node, "rolled across dimensions")  # type: ignore[no-any-return]
+    for shift, d in zip(shifts if isinstance(shifts, (list, tuple)) else [shifts], dims, strict=True):
+        if axes[d] is not None:
+            axes[d] = np.roll(axes[d], shift)  # type: ignore[arg-type]
+    return tuple(axes)
+
+
+@rule(*packets("pad", "constant_pad_nd"))
+def pad(flow: Flow, node: fx.Node) -> Axes:
+    """Padding adds constants; on a channel dimension these get labels of their own, so that they can go with what they are added to."""
+    axes = list(flow.axes(node.args[0]))
+    widths, mode = node.args[1], argument(node, 2, "mode", "constant")
+    zero = (
+        mode == "constant" and not argument(node, 3, "value")
+        if node.target is aten.pad.default
+        else not argument(node, 2, "value", 0)
+    )
+    for k in range(len(widths) // 2):  # type: ignore[arg-type]
+        before, after = widths[2 * k], widths[2 * k + 1]  # type: ignore[index]
+        d = len(axes) - 1 - k
+        axis = axes[d]
+        if axis is None or (isinstance(before, int) and before == 0 and after == 0):
+            continue
+        if not zero or not isinstance(before, int) or not isinstance(after, int) or before < 0 or after < 0:
+            flow.freeze(axis, "padded by something other than zeros")
+            axes[d] = None
+            continue
+        axes[d] = np.concatenate([flow.labels.fresh(before), axis, flow.labels.fresh(after)])
+    return tuple(axes)
+
+
+@rule(*packets("pixel_shuffle"))
+def pixel_shuffle(flow: Flow, node: fx.Node) -> Axes:
+    axes, r = flow.axes(node.args[0]), int(node.args[1])  # type: ignore[call-overload]
+    *lead, channels, height, width = axes
+    flow.freeze(height, "a space dimension")
+    flow.freeze(width, "a space dimension")
+    size = flow.shape(node)[-3]
+    kept, taps = (None, None) if channels is None else flow.labels.split(channels, (size, r * r), flow.place)
+    flow.freeze(taps, "pixel shuffle spreads it over space")
+    return (*lead, kept, None, None)
+
+
+@rule(*packets("pixel_unshuffle", "im2col"))
+def gather_space(flow: Flow, node: fx.Node) -> Axes:
+    """Space moves into channels: each channel is followed by its taps."""
+    source = node.args[0]
+    axes, before, after = flow.axes(source), flow.shape(source), flow.shape(node)  # type: ignore[arg-type]
+    d = len(before) - 3
+    taps = after[d] // before[d]
+    merged = None if axes[d] is None else np.repeat(axes[d], taps)
+    return (*axes[:d], merged, *[None] * (len(after) - d - 1))
+
+
+@rule(*packets("col2im"))
+def col2im(flow: Flow, node: fx.Node) -> Axes:
+    axes, after = flow.axes(node.args[0]), flow.shape(node)
+    d = len(after) - 3
+    source = flow.shape(node.args[0])  # type: ignore[arg-type]
+    kept, taps = (
+        (None, None) if axes[d] is None else flow.labels.split(axes[d], (after[d], source[d] // after[d]), flow.place)
+    )  # type: ignore[arg-type]
+    flow.freeze(taps, "its taps are spread over space")
+    return (*axes[:d], kept, None, None)
+
+
+@rule(*packets("channel_shuffle"))
+def channel_shuffle(flow: Flow, node: fx.Node) -> Axes:
+    axes, groups = list(flow.axes(node.args[0])), int(node.args[1])  # type: ignore[call-overload]
+    if axes[1] is not None:
+        rows, columns = flow.labels.split(axes[1], (groups, axes[1].size // groups), flow.place)
+        flow.groups[node] = rows
+        axes[1] = flow.labels.merge((columns, rows), (axes[1].size // groups, groups), flow.place)
+    return tuple(axes)
+
+
+@rule(*packets("glu"))
+def glu(flow: Flow, node: fx.Node) -> Axes:
+    axes = list(flow.axes(node.args[0]))
+    d = int(argument(node, 1, "dim", -1))
+    axis = axes[d]
+    if axis is not None:
+        half = axis.size // 2
+        flow.labels.tie(axis[:half], axis[half:])
+        axes[d] = axis[:half]
+    return tuple(axes)
+
+
+@rule(*packets("slice_scatter", "select_scatter"))
+def scatter(flow: Flow, node: fx.Node) -> Axes:
+    """A part of a tensor is overwritten: the written dimension stays whole, the others go together."""
+    base, source = node.args[:2]
+    d = int(argument(node, 2, "dim", 0)) % len(flow.shape(base))  # type: ignore[arg-type]
+    axes = list(flow.axes(base))
+    others = list(flow.axes(source))
+    if node.target is aten.select_scatter.default:
+        others.insert(d, None)
+    for k, (one, other) in enumerate(zip(axes, others, strict=True)):
+        if k == d:
+            flow.freeze(one, "part of it is overwritten")
+            flow.freeze(other, "it overwrites a part of another tensor")
+            axes[k] = None
+        else:
+            axes[k] = flow.meet(one, other)
+    return tuple(axes)
+
+
+@rule(*packets("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "rand", "randn"))
+def factory(flow: Flow, node: fx.Node) -> Axes:
+    """A constant may be as wide as what it meets needs it to be, unless its size is known only at run time."""
+    sizes = node.args[1] if str(node.target).startswith("aten.new_") else node.args[0]
+    return tuple(None if isinstance(size, fx.Node) or size == 1 else flow.labels.fresh(size) for size in sizes)  # type: ignore[union-attr, arg-type]
+
+
+@rule(*packets("arange", "linspace", "eye", "scalar_tensor"))
+def positions(flow: Flow, node: fx.Node) -> Any:
+    """Values that count positions: opaque."""
+    return flow.opaque(node.meta["val"])

@@ -1,0 +1,81 @@
+"""Element-wise operations: every operand is used index by index, after broadcasting."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.channels.labels import Axes, Axis
+from fxprune.channels.rules.table import Flow, packets, rule
+
+aten = torch.ops.aten
+
+_UNARY = """
+abs acos acosh alias asin asinh atan atanh bernoulli bitwise_not ceil celu clamp clamp_max clamp_min clone contiguous conj_physical cos cosh cumsum
+detach detach_copy dropout elu erf erfc exp exp2 expm1 feature_dropout fill floor frac gelu hardshrink hardsigmoid hardswish hardtanh isfinite isinf
+isnan leaky_relu lift_fresh lift_fresh_copy log log10 log1p log2 log_sigmoid logical_not logit mish nan_to_num neg ones_like positive rand_like
+reciprocal relu relu6 round rrelu rsqrt selu sgn sigmoid sign silu sin sinh softplus softshrink softsign sqrt square tan tanh tanhshrink threshold
+to trunc type_as zero zeros_like full_like empty_like _to_copy float_power pow
+""".split()  # fmt: skip
+_BINARY = """
+add addcdiv addcmul atan2 bitwise_and bitwise_or bitwise_xor copy div eq floor_divide fmax fmin fmod ge gt hypot le lerp logaddexp logical_and
+logical_or logical_xor lt masked_fill maximum minimum mul multiply ne remainder rsub sub subtract true_divide where xlogy __and__ __or__ __xor__ divide
+""".split()  # fmt: skip
+
+
+def broadcast(flow: Flow, operands: list[tuple[Axes, tuple[int, ...]]], shape: tuple[int, ...]) -> Axes:
+    """Return the labels of the broadcast result of operands given as (labels, shape)."""
+    result: list[Axis | None] = []
+    for d in range(-len(shape), 0):
+        size = shape[d]
+        here = [axes[d] for axes, sizes in operands if len(sizes) >= -d and sizes[d] == size]
+        if size == 1 or not here:
+            result.append(None)
+            continue
+        merged = here[0]
+        for axis in here[1:]:
+            merged = flow.meet(merged, axis)
+        result.append(merged)
+    return tuple(result)
+
+
+@rule(*packets(*_UNARY, *_BINARY))
+def same(flow: Flow, node: fx.Node) -> Axes:
+    operands = [(flow.axes(n), flow.shape(n)) for n in flow.tensors(node)]
+    return broadcast(flow, operands, flow.shape(node))
+
+
+@rule(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity)
+def same_module(flow: Flow, node: fx.Node) -> Axes:
+    return flow.axes(node.args[0])
+
+
+@rule(*packets("max", "min"))
+def extreme(flow: Flow, node: fx.Node) -> Any:
+    """``max(x, y)`` is element-wise, ``max(x, dim)`` reduces, ``max(x)`` reduces everything."""
+    if str(node.target).endswith(".other"):
+        return same(flow, node)
+    axes = list(flow.axes(node.args[0]))
+    if len(node.args) < 2:
+        return ()
+    d = int(node.args[1]) % len(axes)  # type: ignore[call-overload]
+    flow.freeze(axes[d], "the position of the extreme value has a meaning")
+    axes[d : d + 1] = [None] if len(node.args) > 2 and node.args[2] else []
+    return [tuple(axes), tuple(axes)]
+
+
+@rule(operator.getitem)
+def getitem(flow: Flow, node: fx.Node) -> Any:
+    source, index = node.args
+    found = flow.env[source]  # type: ignore[index]
+    return found[index] if found is not None else flow.opaque(node.meta.get("val"))
+
+
+@rule(*packets("sym_size", "sym_numel", "item", "_local_scalar_dense", "_assert_scalar", "_assert_tensor_metadata"), operator.mul, operator.add, operator.sub, operator.floordiv, operator.mod, operator.truediv, operator.neg, operator.le, operator.lt, operator.ge, operator.gt, operator.eq, operator.ne, operator.pow, max, min, int, float, round, torch.sym_max, torch.sym_min, torch.sym_int, torch.sym_float, torch.sym_not, torch.sym_sum)  # fmt: skip
+def number(flow: Flow, node: fx.Node) -> None:
+    """Arithmetic on sizes; a tensor that is read as a number stays whole."""
+    if str(node.target).startswith(("aten.item", "aten._local")):
+        flow.freeze_all(node, "its value is read as a number")

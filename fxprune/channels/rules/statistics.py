@@ -1,0 +1,165 @@
+"""Normalisations, reductions, pooling, and what gives a channel a meaning of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.channels.labels import Axes
+from fxprune.channels.rules.layers import _functional
+from fxprune.channels.rules.table import Flow, packets, rule
+
+aten = torch.ops.aten
+
+
+def _per_channel(flow: Flow, axes: Axes, tensors: list[Any], d: int = 1) -> Axes:
+    """Vectors with one value per channel go with the channels."""
+    result = list(axes)
+    for found in tensors:
+        if found is not None and len(found) == 1 and found[0] is not None:
+            result[d] = flow.meet(result[d], found[0])
+    return tuple(result)
+
+
+@rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.PReLU)
+def per_channel_module(flow: Flow, node: fx.Node) -> Axes:
+    layer = flow.layer(node)
+    tensors = [getattr(layer, name, None) for name in ("weight", "bias", "running_mean", "running_var")]
+    d = 1 if len(flow.shape(node)) > 1 else 0
+    return _per_channel(flow, flow.axes(node.args[0]), [flow.parameter(t) for t in tensors if isinstance(t, Tensor)], d)
+
+
+@rule(*packets("batch_norm", "instance_norm", "prelu"))
+def per_channel(flow: Flow, node: fx.Node) -> Axes:
+    operands = [flow.axes(n) for n in node.args[1:] if flow.is_tensor(n)]
+    return _per_channel(flow, flow.axes(node.args[0]), operands)
+
+
+def _over_last(flow: Flow, node: fx.Node, tensors: list[Any]) -> Axes:
+    axes = list(flow.axes(node.args[0]))
+    for found in tensors:
+        offset = len(axes) - len(found)
+        for d, axis in enumerate(found):
+            if flow.shape(node)[offset + d] > 1:
+                axes[offset + d] = flow.meet(axes[offset + d], axis)
+    return tuple(axes)
+
+
+@rule(nn.LayerNorm, nn.RMSNorm)
+def layer_norm_module(flow: Flow, node: fx.Node) -> Axes:
+    layer = flow.layer(node)
+    tensors = [getattr(layer, name, None) for name in ("weight", "bias")]
+    return _over_last(flow, node, [flow.parameter(t) for t in tensors if isinstance(t, Tensor)])
+
+
+@rule(*packets("layer_norm", "rms_norm"))
+def layer_norm(flow: Flow, node: fx.Node) -> Axes:
+    return _over_last(flow, node, [flow.axes(n) for n in node.args[1:] if flow.is_tensor(n)])
+
+
+def _group_norm(flow: Flow, node: fx.Node, groups: int, tensors: list[Any]) -> Axes:
+    axes = _per_channel(flow, flow.axes(node.args[0]), tensors)
+    if axes[1] is not None and groups > 1:
+        rows, _ = flow.labels.split(axes[1], (groups, axes[1].size // groups), flow.place)
+        flow.groups[node] = rows
+    return axes
+
+
+@rule(nn.GroupNorm)
+def group_norm_module(flow: Flow, node: fx.Node) -> Axes:
+    layer: Any = flow.layer(node)
+    return _group_norm(
+        flow, node, layer.num_groups, [flow.parameter(t) for t in (layer.weight, layer.bias) if t is not None]
+    )
+
+
+@rule(*packets("group_norm"))
+def group_norm(flow: Flow, node: fx.Node) -> Axes:
+    return _group_norm(flow, node, int(node.args[1]), [flow.axes(n) for n in node.args[2:] if flow.is_tensor(n)])  # type: ignore[call-overload]
+
+
+@rule(*packets("softmax", "log_softmax", "softmin", "_softmax"))
+def softmax(flow: Flow, node: fx.Node) -> Axes:
+    """Taken over channels it is a statistic of those that are left."""
+    return flow.axes(node.args[0])
+
+
+@rule(
+    *packets(
+        "mean", "sum", "amax", "amin", "var", "std", "prod", "linalg_vector_norm", "norm", "logsumexp", "any", "all"
+    )
+)
+def reduce(flow: Flow, node: fx.Node) -> Axes:
+    axes = flow.axes(node.args[0])
+    shape = flow.shape(node)
+    dims = reduced(node, len(axes))
+    if len(shape) == len(axes):
+        return tuple(None if d in dims else axis for d, axis in enumerate(axes))
+    return tuple(axis for d, axis in enumerate(axes) if d not in dims)
+
+
+def reduced(node: fx.Node, ndim: int) -> set[int]:
+    """Return the dimensions that a reduction or a normalisation takes its statistics over."""
+    name = "dim" if any(a.name == "dim" for a in node.target._schema.arguments) else ""  # type: ignore[union-attr]
+    dims = _functional(node, name) if name else None
+    if dims is None or dims == []:
+        return set(range(ndim))
+    return {int(d) % ndim for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
+
+
+def _space(flow: Flow, node: fx.Node) -> Any:
+    """Pooling and resampling: channels pass, space does not carry any."""
+    source = node.args[0]
+    axes = flow.axes(source)
+    value = node.meta["val"]
+    result = value[0] if isinstance(value, (list, tuple)) else value
+    keep = len(axes) - _SPACE[node.target.overloadpacket]  # type: ignore[union-attr]
+    for axis in axes[keep:]:
+        flow.freeze(axis, "a space dimension")
+    out = (*axes[:keep], *[None] * (result.ndim - keep))
+    return [out, out] if isinstance(value, (list, tuple)) else out
+
+
+_SPACE: dict[Any, int] = {
+    getattr(aten, f"{name}{n}d"): n
+    for name in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "_adaptive_avg_pool", "lp_pool", "fractional_max_pool",
+                 "upsample_nearest", "_upsample_nearest_exact", "reflection_pad", "replication_pad")
+    for n in (1, 2, 3)
+    if hasattr(aten, f"{name}{n}d")
+}  # fmt: skip
+_SPACE |= {
+    getattr(aten, f"max_pool{n}d_with_indices"): n for n in (1, 2, 3) if hasattr(aten, f"max_pool{n}d_with_indices")
+}
+_SPACE |= {
+    getattr(aten, name): n
+    for name, n in {"upsample_linear1d": 1, "upsample_bilinear2d": 2, "upsample_bicubic2d": 2, "upsample_trilinear3d": 3,
+                    "_upsample_bicubic2d_aa": 2, "_upsample_bilinear2d_aa": 2}.items()
+    if hasattr(aten, name)
+}  # fmt: skip
+rule(*_SPACE)(_space)
+
+
+@rule(*packets("grid_sampler"))
+def grid_sampler(flow: Flow, node: fx.Node) -> Axes:
+    axes, grid = flow.axes(node.args[0]), flow.axes(node.args[1])
+    for axis in (*axes[2:], *grid):
+        flow.freeze(axis, "a space dimension or a coordinate")
+    return (*axes[:2], *[None] * (len(axes) - 2))
+
+
+@rule(*packets("argmax", "argmin"))
+def argmax(flow: Flow, node: fx.Node) -> Axes:
+    axes = flow.axes(node.args[0])
+    dims = reduced(node, len(axes))
+    for d in dims:
+        flow.freeze(axes[d], "the position of the extreme value has a meaning")
+    keep = len(flow.shape(node)) == len(axes)
+    return tuple(None if d in dims else axis for d, axis in enumerate(axes) if keep or d not in dims)
+
+
+@rule(*packets("topk", "sort", "argsort", "meshgrid", "gather", "scatter", "unfold", "nonzero", "diff"))
+def ordered(flow: Flow, node: fx.Node) -> Any:
+    """The order of the indices matters to these."""
+    return flow.freeze_all(node, f"{node.target} depends on the order of the indices")

@@ -1,0 +1,189 @@
+"""The one table of rules, and what a rule gets to work with.
+
+A rule says how labels flow through one operation: it reads the labels of the operands, ties, splits, merges or freezes, and returns the labels of the
+result. An operation without a rule freezes everything that enters it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.channels.labels import Axes, Axis, Labels, factor_sizes
+
+Rule = Callable[["Flow", fx.Node], Any]
+RULES: dict[Any, Rule] = {}
+
+
+def rule(*keys: Any) -> Callable[[Rule], Rule]:
+    """Register a rule for operation packets, module classes or plain functions. A second rule for the same key is an error."""
+
+    def register(function: Rule) -> Rule:
+        for key in keys:
+            if key in RULES:
+                raise ValueError(f"two rules for {key}")
+            RULES[key] = function
+        return function
+
+    return register
+
+
+class Flow:
+    """The labels of every value of one graph while the rules walk over it.
+
+    Attributes:
+        labels: Where ties, grids and freezes are collected.
+        env: Labels of every node's value: a tuple with one entry per dimension, or a list of such for several outputs.
+        parameters: Labels of every parameter and buffer by name.
+        groups: The group factor of grouped convolutions and group norms, by node.
+        heads: Attention by node: labels of the head width whose square root scales the scores.
+    """
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module = module
+        self.labels = Labels()
+        self.env: dict[fx.Node, Any] = {}
+        self.parameters: dict[str, Axes] = {}
+        self.groups: dict[fx.Node, Axis | None] = {}
+        self.node: fx.Node | None = None
+        self._names: dict[int, str] = {}
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            self._names.setdefault(id(tensor), name)
+
+    # reading
+
+    def axes(self, value: Any) -> Axes:
+        """Return the labels of a tensor operand."""
+        found = self.env[value]
+        return tuple(found)
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """Return the concrete sizes of a tensor node."""
+        return tuple(int(s) for s in node.meta["val"].shape)
+
+    def is_tensor(self, value: Any) -> bool:
+        """Whether an argument is a node that holds one tensor."""
+        return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), Tensor)
+
+    def tensors(self, node: fx.Node) -> list[fx.Node]:
+        """Return all single-tensor operands."""
+        return [n for n in node.all_input_nodes if self.is_tensor(n)]
+
+    def parameter(self, tensor: Tensor | None, labelled: int | None = None) -> Axes:
+        """Return the labels of a parameter or buffer; made at the first call, with labels for the first ``labelled`` dimensions (None: all)."""
+        assert tensor is not None
+        name = self._names[id(tensor)]
+        if name not in self.parameters:
+            count = tensor.ndim if labelled is None else labelled
+            self.parameters[name] = tuple(
+                self.labels.fresh(size) if size > 1 and d < count else None for d, size in enumerate(tensor.shape)
+            )
+        return self.parameters[name]
+
+    # relating
+
+    @property
+    def place(self) -> str:
+        """Where the walk is now."""
+        return self.node.name if self.node is not None else "?"
+
+    def freeze(self, axis: Axis | None, reason: str) -> None:
+        """Freeze an axis at the current node."""
+        self.labels.freeze(axis, reason, self.place)
+
+    def meet(
+        self, one: Axis | None, other: Axis | None, what: str = "meets a batch, space or sequence dimension"
+    ) -> Axis | None:
+        """Two dimensions of equal size that are used index by index: tied if both are labelled, frozen if one is opaque."""
+        if one is None or other is None:
+            self.freeze(one, what)
+            self.freeze(other, what)
+            return None
+        self.labels.tie(one, other)
+        return one
+
+    def opaque(self, value: Any) -> Any:
+        """Return labels that say nothing, in the structure of a node's value."""
+        if isinstance(value, Tensor):
+            return (None,) * value.ndim
+        if isinstance(value, (list, tuple)):
+            return [self.opaque(item) for item in value]
+        return None
+
+    def freeze_all(self, node: fx.Node, reason: str) -> Any:
+        """Freeze whatever enters a node, and return opaque labels for its result."""
+        for operand in node.all_input_nodes:
+            self._freeze_nested(self.env.get(operand), reason)
+        return self.opaque(node.meta.get("val"))
+
+    def _freeze_nested(self, found: Any, reason: str) -> None:
+        if isinstance(found, (list, tuple)):
+            for item in found:
+                if isinstance(item, (list, tuple)):
+                    self._freeze_nested(item, reason)
+                else:
+                    self.freeze(item, reason)
+
+    def reshape(self, axes: Axes, before: Sequence[int], after: Sequence[int]) -> Axes:
+        """Carry labels through a change of shape that keeps the order of elements."""
+        if 0 in before or 0 in after:
+            return (None,) * len(after)
+        pieces = factor_sizes(before, after)
+        if pieces is None:
+            for axis in axes:
+                self.freeze(axis, f"a reshape from {tuple(before)} to {tuple(after)} has no common factors")
+            return (None,) * len(after)
+        factors: list[Axis | None] = []
+        for axis, size, parts in zip(axes, before, pieces[0], strict=True):
+            if axis is None or len(parts) == 1 or size == 1:
+                factors += [axis] * len(parts) if len(parts) == 1 else [None] * len(parts)
+            else:
+                factors += self.labels.split(axis, parts, self.place)
+        result: list[Axis | None] = []
+        position = 0
+        for parts in pieces[1]:
+            mine = factors[position : position + len(parts)]
+            position += len(parts)
+            result.append(self.labels.merge(mine, parts, self.place) if len(parts) != 1 else mine[0])
+        return tuple(result)
+
+    def run(self) -> None:
+        """Walk over the graph once, in order."""
+        for node in self.module.graph.nodes:
+            self.node = node
+            self.env[node] = self._visit(node)
+
+    def _visit(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self.opaque(node.meta["val"])
+        if node.op == "get_attr":
+            value = self.module
+            for atom in str(node.target).split("."):
+                value = getattr(value, atom)
+            return self.parameter(value) if isinstance(value, Tensor) else None
+        if node.op == "output":
+            return self.freeze_all(node, "the model returns it")
+        key, name = self._key(node)
+        found = RULES.get(key)
+        if found is None:
+            return self.freeze_all(node, f"no rule for {name}")
+        return found(self, node)
+
+    def _key(self, node: fx.Node) -> tuple[Any, str]:
+        if node.op == "call_module":
+            cls = type(self.module.get_submodule(str(node.target)))
+            return cls, cls.__name__
+        target = node.target
+        return (target.overloadpacket if isinstance(target, torch._ops.OpOverload) else target), str(target)
+
+    def layer(self, node: fx.Node) -> nn.Module:
+        """Return the module that a node calls."""
+        return self.module.get_submodule(str(node.target))
+
+
+def packets(*names: str) -> list[Any]:
+    """Return the ATen packets of these names that this version of torch has."""
+    return [getattr(torch.ops.aten, name) for name in names if hasattr(torch.ops.aten, name)]

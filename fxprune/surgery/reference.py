@@ -1,0 +1,157 @@
+"""The masked reference: the original graph in float64 with every removed index zeroed, and statistics over what is left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.propagate import flat_inputs
+from fxprune.channels.rules.statistics import reduced
+from fxprune.surgery.kept import Kept
+
+aten = torch.ops.aten
+_NARROW = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Widened(fx.Interpreter):
+    """Runs a graph in float64, casting one layer at a time, so that no second copy of the model is held."""
+
+    def widen(self, value: Any) -> Any:
+        """Return a value with every narrow float tensor, and every mention of a narrow float type, made float64."""
+        if isinstance(value, Tensor):
+            return value.detach().double() if value.dtype in _NARROW else value.detach()
+        return torch.float64 if value in _NARROW else value
+
+    def run_flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """Run on example inputs and return the tensor outputs in order."""
+        inputs = [self.widen(value) if isinstance(value, Tensor) else value for value in flat_inputs(args, kwargs)]
+        with torch.no_grad():
+            outputs = self.run(*inputs, enable_io_processing=False)
+        return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self.widen(super().get_attr(target, args, kwargs))
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if isinstance(target, torch._ops.OpOverload):
+            args, kwargs = pytree.tree_map_only(torch.dtype, self.widen, (args, kwargs))
+        return super().call_function(target, args, kwargs)
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self.call_layer(self.fetch_attr(target), args, kwargs)
+
+    def call_layer(self, layer: nn.Module, args: Any, kwargs: Any, **replaced: Tensor) -> Any:
+        """Call a layer with its tensors widened, some of them replaced."""
+        tensors = {name: self.widen(t) for name, t in [*layer.named_parameters(), *layer.named_buffers()]}
+        return torch.func.functional_call(layer, {**tensors, **replaced}, args, kwargs)
+
+
+class Masked(Widened):
+    """Runs the original graph in float64 as if the removed indices were not there."""
+
+    def __init__(self, module: fx.GraphModule, kept: Kept) -> None:
+        super().__init__(module)
+        self.kept = kept
+
+    def run_node(self, node: fx.Node) -> Any:
+        masks = self._statistic_masks(node)
+        value = self._over_kept(node, masks) if masks else super().run_node(node)
+        return value if node.op == "output" else self._zeroed(value, self.kept.axes(node))
+
+    def _zeroed(self, value: Any, axes: Any) -> Any:
+        if isinstance(value, Tensor):
+            for d, axis in enumerate(axes or ()):
+                if axis is not None and self.kept.gone[axis].any():
+                    value = value.index_fill(d, torch.from_numpy(np.flatnonzero(self.kept.gone[axis])), 0)
+            return value
+        if isinstance(value, (list, tuple)) and axes is not None:
+            return type(value)(self._zeroed(v, a) for v, a in zip(value, axes, strict=True))
+        return value
+
+    # statistics over what is left
+
+    def _statistic_masks(self, node: fx.Node) -> dict[int, Any]:
+        """Return, for an operation that takes statistics, which indices of each of its statistic dimensions stay."""
+        dims = self._statistic_dims(node)
+        if not dims:
+            return {}
+        masks = self.kept.masks(node.args[0])  # type: ignore[arg-type]
+        return {d: masks[d] for d in dims if masks[d] is not None}
+
+    def _statistic_dims(self, node: fx.Node) -> set[int]:
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node) or not isinstance(source.meta.get("val"), Tensor):
+            return set()
+        ndim = source.meta["val"].ndim
+        if node.op == "call_module":
+            layer = self.fetch_attr(str(node.target))
+            if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
+                return set(range(ndim - len(layer.normalized_shape), ndim))
+            return {1} if isinstance(layer, nn.GroupNorm) else set()
+        packet = getattr(node.target, "overloadpacket", None)
+        if packet in (aten.layer_norm, aten.rms_norm):
+            return set(range(ndim - len(node.args[1]), ndim))  # type: ignore[arg-type]
+        if packet is aten.group_norm:
+            return {1}
+        return reduced(node, ndim) if packet in _STATISTICS else set()
+
+    def _over_kept(self, node: fx.Node, masks: dict[int, Any]) -> Any:
+        """Gather what is left, run the operation on it, and put the result back in place."""
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        source, *rest = args
+        places = {d: torch.from_numpy(np.flatnonzero(mask)) for d, mask in masks.items()}
+        value = source
+        for d, place in places.items():
+            value = value.index_select(d, place)
+        result = self._call_narrowed(node, value, rest, kwargs, places, source.ndim)
+        if result.ndim != source.ndim or result.shape != value.shape:
+            return result  # a reduction: the dimension is gone
+        for d, place in places.items():
+            shape = list(result.shape)
+            shape[d] = source.shape[d]
+            result = result.new_zeros(shape).index_copy(d, place, result)
+        return result
+
+    def _call_narrowed(
+        self, node: fx.Node, value: Tensor, rest: list[Any], kwargs: Any, places: dict[int, Tensor], ndim: int
+    ) -> Any:
+        if node.op == "call_module":
+            return self._call_narrowed_layer(node, value, places, ndim)
+        packet = node.target.overloadpacket  # type: ignore[union-attr]
+        if packet in (aten.layer_norm, aten.rms_norm):
+            count = len(rest[0])
+            rest[0] = list(value.shape[-count:])
+            rest[1:] = [_narrow_last(r, places, ndim) if isinstance(r, Tensor) else r for r in rest[1:]]
+        elif packet is aten.group_norm:
+            rest[0] = self.kept.groups_left(node) or rest[0]
+            rest[1:] = [r.index_select(0, places[1]) if isinstance(r, Tensor) else r for r in rest[1:]]
+        return self.call_function(node.target, (value, *rest), kwargs)
+
+    def _call_narrowed_layer(self, node: fx.Node, value: Tensor, places: dict[int, Tensor], ndim: int) -> Tensor:
+        layer: Any = self.fetch_attr(str(node.target))
+        weight, bias = (None if t is None else self.widen(t) for t in (layer.weight, getattr(layer, "bias", None)))
+        if isinstance(layer, nn.GroupNorm):
+            groups = self.kept.groups_left(node) or layer.num_groups
+            weight, bias = (None if t is None else t.index_select(0, places[1]) for t in (weight, bias))
+            return nn.functional.group_norm(value, groups, weight, bias, layer.eps)
+        weight, bias = (None if t is None else _narrow_last(t, places, ndim) for t in (weight, bias))
+        shape = list(value.shape[-len(layer.normalized_shape) :])
+        if isinstance(layer, nn.RMSNorm):
+            return nn.functional.rms_norm(value, shape, weight, layer.eps)
+        return nn.functional.layer_norm(value, shape, weight, bias, layer.eps)
+
+
+def _narrow_last(tensor: Tensor, places: dict[int, Tensor], ndim: int) -> Tensor:
+    """Gather what is left of a weight that spans the last dimensions of an activation with ``ndim`` dimensions."""
+    for d, place in places.items():
+        tensor = tensor.index_select(d - ndim + tensor.ndim, place)
+    return tensor
+
+
+_STATISTICS = {
+    aten.mean, aten.amax, aten.amin, aten.var, aten.std, aten.prod, aten.logsumexp, aten.all, aten.softmax, aten.log_softmax, aten._softmax,
+}  # fmt: skip

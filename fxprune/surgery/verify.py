@@ -1,0 +1,125 @@
+"""Nothing is right until it is checked: the cut graph against the masked reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from fxprune.capture import Traced
+from fxprune.channels import Groups, find_groups
+from fxprune.errors import VerifyError
+from fxprune.surgery.kept import Kept, removal_of
+from fxprune.surgery.reference import Masked, Widened
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What the check found.
+
+    Attributes:
+        max_relative_error: The largest difference of any output, divided by the largest magnitude of that output.
+        dtype: In which type both graphs were run.
+        tolerance: What was allowed.
+        outputs: How many tensors were compared.
+    """
+
+    max_relative_error: float
+    dtype: str
+    tolerance: float
+    outputs: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is within the tolerance."""
+        return self.max_relative_error <= self.tolerance
+
+
+def verify_cut(
+    traced: Traced, pruned: Traced, removed: Any, groups: Groups | None = None, *, tolerance: float = 1e-9
+) -> Verification:
+    """Check that the cut graph computes what the original does without the removed channels, in float64 on the example inputs.
+
+    Raises:
+        VerifyError: It does not (the message names the first node that differs), or the outputs prove nothing because they are constant.
+    """
+    groups = groups or find_groups(traced)
+    kept = Kept(groups, removal_of(removed))
+    reference = Masked(traced.module, kept).run_flat(traced.args, traced.kwargs)
+    found = Widened(pruned.module).run_flat(pruned.args, pruned.kwargs)
+    if len(reference) != len(found):
+        raise VerifyError(f"the cut model has {len(found)} outputs, the original {len(reference)}")
+    if all(_is_vacuous(output) for output in reference):
+        raise VerifyError(
+            "every output of the reference is one constant (or not finite), so comparing with it proves nothing; load trained weights, or "
+            "give layers whose weights are all zero (often the last one) random values first"
+        )
+    errors = [relative_error(a, b) for a, b in zip(found, reference, strict=True)]
+    result = Verification(max(errors), "float64", tolerance, len(errors))
+    if not result.ok:
+        where = _first_difference(traced, pruned, kept, tolerance)
+        raise VerifyError(
+            f"the cut model differs from the masked reference by {result.max_relative_error:.3g} (allowed: {tolerance:g}); {where}"
+        )
+    return result
+
+
+def relative_error(found: Tensor, reference: Tensor) -> float:
+    """Return the largest difference divided by the largest magnitude; infinite where shapes differ or a value is not finite."""
+    if found.shape != reference.shape:
+        return float("inf")
+    if not found.numel():
+        return 0.0
+    if not found.is_floating_point() and not found.is_complex():
+        return 0.0 if torch.equal(found, reference) else float("inf")
+    scale = float(reference.abs().max())
+    error = float((found - reference).abs().max()) / (scale or 1.0)
+    return error if np.isfinite(error) else float("inf")
+
+
+def _is_vacuous(output: Tensor) -> bool:
+    if output.numel() < 2:
+        return False
+    values = output.double() if not output.is_complex() else output.abs().double()
+    return not bool(torch.isfinite(values).all()) or float(values.max() - values.min()) == 0.0
+
+
+class _Recorded:
+    """Mixed into an interpreter: keeps the value of every node."""
+
+    values: dict[str, Any]
+
+    def run_node(self, node: fx.Node) -> Any:
+        value = super().run_node(node)  # type: ignore[misc]
+        self.values[node.name] = value
+        return value
+
+
+class _RecordedMasked(_Recorded, Masked):
+    """The masked reference, with all values."""
+
+
+class _RecordedWidened(_Recorded, Widened):
+    """The cut graph, with all values."""
+
+
+def _first_difference(traced: Traced, pruned: Traced, kept: Kept, tolerance: float) -> str:
+    """Name the first node whose kept values differ. Holds all values of both runs, so it is only called when the check has failed."""
+    one, other = _RecordedMasked(traced.module, kept), _RecordedWidened(pruned.module)
+    one.values, other.values = {}, {}
+    one.run_flat(traced.args, traced.kwargs)
+    other.run_flat(pruned.args, pruned.kwargs)
+    for node in traced.module.graph.nodes:
+        a, b = one.values.get(node.name), other.values.get(node.name)
+        if node.op == "output" or not isinstance(a, Tensor) or not isinstance(b, Tensor):
+            continue
+        for d, mask in enumerate(kept.masks(node)):
+            if mask is not None:
+                a = a.index_select(d, torch.from_numpy(np.flatnonzero(mask)))
+        if relative_error(b, a) > tolerance:
+            where = node.meta.get("source") or node.meta.get("path") or "unknown place"
+            return f"the first node that differs is {node.name} ({node.target}, {where})"
+    return "no single node differs"
