@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,12 +18,12 @@ _FREE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)  # matrices th
 
 @dataclass(frozen=True)
 class Cost:
-    """The size of a model.
+    """The size of a model: what its graph uses, without heads that only training needs.
 
     Attributes:
-        params: elements of all parameters, tied ones once; buffers are not counted.
+        params: elements of the parameters, tied ones once; buffers are not counted.
         macs: multiply-accumulates of one sample.
-        bytes: storage of all parameters and buffers, tied ones once.
+        bytes: storage of the parameters and buffers, tied ones once.
     """
 
     params: int
@@ -57,10 +58,18 @@ def count(traced: Traced) -> Cost:
     return Cost(params, round(sum(product.macs for product in products(traced))), size)
 
 
-def named_state(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every parameter and buffer once, under its first name."""
-    yield from module.named_parameters()
-    yield from module.named_buffers()
+def named_state(module: fx.GraphModule) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every parameter and buffer that the graph uses once, under its first name."""
+    used: set[int] = set()
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            called = module.get_submodule(str(node.target))
+            used |= {id(tensor) for tensor in (*called.parameters(), *called.buffers())}
+        elif node.op == "get_attr":
+            used.add(id(operator.attrgetter(str(node.target))(module)))
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if id(tensor) in used:
+            yield name, tensor
 
 
 def products(traced: Traced) -> list[Product]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import fx, nn
+from torch import nn
 
 from fxprune.capture import Traced
 from fxprune.channels import Groups
@@ -152,11 +152,8 @@ def build_cost_model(traced: Traced, groups: Groups, units: Ints) -> CostModel:
 def _labels(size: Size, groups: Groups, axes: dict[tuple[str, int], Labels]) -> int | Ints:
     labels = None
     if size.node is not None:
-        labels = _of(groups, size.node)[size.dim]
+        found = groups.of(size.node)
+        labels = None if found is None else found[size.dim]
     elif size.parameter:
         labels = axes.get((size.parameter, size.dim))
     return size.size if labels is None else labels
-
-
-def _of(groups: Groups, node: fx.Node) -> tuple[Labels, ...]:
-    return tuple(groups.of(node))

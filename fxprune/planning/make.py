@@ -51,8 +51,8 @@ def make_plan(  # noqa: PLR0913 - the options of one decision, all by keyword
         bytes: share of the storage to keep.
         importance: ``l1``, ``l2``, ``bn_scale``, ``taylor``, ``fpgm``, ``lamp``, ``random``, or a function from the
             groups to one number per class.
-        allocation: ``global`` ranks all units (magnitudes divided by their family's mean), ``uniform`` takes the same
-            share of every family, ``isomorphic`` ranks within families of equal structure.
+        allocation: ``global`` ranks all units, ``uniform`` takes the same share of every family, ``isomorphic`` ranks
+            within families of equal structure. Ranks compare magnitudes after division by their family's mean.
         round_to: widths are left whole or become multiples of this; ``auto`` starts with this CPU's channel block and
             relaxes it as far as the budget needs.
         protect: glob patterns over parameter names whose output channels stay.
@@ -129,8 +129,9 @@ class _Problem:
 
 def _prepare(request: _Request) -> _Problem:
     groups = request.groups
-    kept = {f"it is protected by {pattern!r}": protected(groups, (pattern,)) for pattern in request.patterns}
-    free = groups.live & ~np.logical_or.reduce([np.zeros(len(groups.live), bool), *kept.values()])
+    kept = {"only buffers hold it": groups.live & ~_on_parameters(groups)}
+    kept |= {f"it is protected by {pattern!r}": protected(groups, (pattern,)) for pattern in request.patterns}
+    free = groups.live & ~np.logical_or.reduce(list(kept.values()))
     scores = score(groups, request.importance, request.seed)
     unscored = free & np.isnan(scores)
     notes = []
@@ -148,9 +149,20 @@ def _prepare(request: _Request) -> _Problem:
             "Use another budget."
         )
     families = find_families(groups, model, free & ~unscored, scores)
-    if request.allocation == "global" and not comparable(request.importance):
+    if request.allocation != "uniform" and not comparable(request.importance):
         families = normalised(families)
     return _Problem(request, model, families, find_pools(groups), kept, tuple(notes))
+
+
+def _on_parameters(groups: Groups) -> Bools:
+    """Return which classes some parameter has; what only a buffer has, such as a table of positions, is no channel."""
+    found = np.zeros(len(groups.live), bool)
+    parameters = {name for name, _ in groups.traced.module.named_parameters()}
+    for name, dim in groups.parameters:
+        labels = groups.axis(name, dim)
+        if labels is not None and name in parameters:
+            found[labels] = True
+    return found
 
 
 def _choose(problem: _Problem, steps: tuple[int, ...]) -> tuple[Selection, list[str]]:

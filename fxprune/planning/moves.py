@@ -93,7 +93,7 @@ def build_moves(families: list[Family], step: int, allocation: str, pools: list[
     """Return all moves for widths that are multiples of ``step``, in the order of an allocation.
 
     Args:
-        families: from ``find_families``; under ``global`` their scores must be comparable between families.
+        families: from ``find_families``; what is ranked together must have comparable scores.
         step: the multiple.
         allocation: ``uniform`` takes the same share of every family, ``global`` ranks all units, ``isomorphic`` ranks
             within ``pools`` and takes the same share of every pool (Fang et al. 2024, arXiv 2407.04616).

@@ -17,6 +17,7 @@ PUBLISHED = {
     "resnet18": (11_689_512, 1.81),
     "resnet50": (25_557_032, 4.09),
     "mobilenet_v2": (3_504_872, 0.30),
+    "googlenet": (6_624_904, 1.50),
     "vgg16": (138_357_544, 15.47),
     "densenet121": (7_978_856, 2.83),
     "vit_b_16": (86_567_656, 17.56),
@@ -25,7 +26,8 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_figures(name: str) -> None:
-    traced = trace(torchvision.models.get_model(name).eval(), (torch.randn(1, 3, 224, 224),))
+    options = {"init_weights": False} if name == "googlenet" else {}
+    traced = trace(torchvision.models.get_model(name, **options).eval(), (torch.randn(1, 3, 224, 224),))
     params, giga_macs = PUBLISHED[name]
     cost = count(traced)
     assert cost.params == params
@@ -76,3 +78,19 @@ class Table(nn.Module):
 def test_what_does_not_depend_on_the_input_is_not_divided_by_the_batch() -> None:
     traced = trace(Table(), (torch.randn(2, 5),))
     assert count(traced).macs == 5 * 7 + 7 * 3 * 5
+
+
+class TrainingHead(nn.Module):
+    """Has a head that only training uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.aux = nn.Linear(4, 3), nn.Linear(4, 100)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.aux(x) if self.training else self.body(x)
+
+
+def test_what_the_graph_does_not_use_is_not_counted() -> None:
+    cost = count(trace(TrainingHead().eval(), (torch.randn(2, 4),)))
+    assert cost == Cost(params=15, macs=12, bytes=60)

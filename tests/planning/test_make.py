@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -160,3 +161,17 @@ def test_units_without_a_score_stay(chain: Chain) -> None:
 def test_bad_options_are_refused(chain: Chain, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         plan_for(chain([4, 8, 4]), **options)
+
+
+def test_what_only_a_buffer_has_is_no_channel(chain: Chain) -> None:
+    groups = chain([4, 32, 4])
+    module = groups.traced.module
+    module.register_buffer("table", torch.zeros(500))
+    size = len(groups.live)
+    groups.axes["table", 0] = np.arange(size, size + 500)
+    groups.live = np.concatenate([groups.live, np.ones(500, bool)])
+    groups.families.append(np.arange(size, size + 500))
+    plan = plan_for(groups, channels=0.5, round_to=1)
+    assert len(plan.removed["layer0.weight"][0]) == 16
+    assert "table" not in plan.removed
+    assert not plan.notes
