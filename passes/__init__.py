@@ -1,0 +1,19 @@
+"""The passes that ship with fxprune: one file each, and none imports another.
+
+``PASSES`` has them by name.
+"""
+
+if __name__ != "fxprune.passes":
+    raise ImportError(
+        "import this package as fxprune.passes (pyproject.toml maps passes/ there); under another name there would be "
+        "two copies of every pass"
+    )
+
+from fxprune.passes.fuse_batchnorm import FuseBatchNorm
+from fxprune.passes.prune_channels import PruneChannels
+from fxprune.passes.remove_identity import RemoveIdentity
+from fxprune.pipeline import Pass
+
+PASSES: dict[str, type[Pass]] = {cls.name: cls for cls in (FuseBatchNorm, PruneChannels, RemoveIdentity)}
+
+__all__ = ["PASSES", "FuseBatchNorm", "PruneChannels", "RemoveIdentity"]
