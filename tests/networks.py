@@ -87,7 +87,7 @@ def network(
             tuple((*place(text), why) for text, why in (frozen or {}).items()),
             zero_keeps,
         )
-        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", factory.__name__).lower()
+        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", factory.__name__).lower()
         NETWORKS[name] = Network(factory, inputs.args, expectation, inputs.kwargs)
         return factory
 
@@ -300,8 +300,8 @@ class SplitUneven(Body):
 @network(IMAGE, "stem.weight:0 a.weight:1 b.weight:1")
 class SplitEven(Body):
     def __init__(self) -> None:
-        super().__init__(9, 5)
-        self.a, self.b = conv(4, 5), conv(1, 5)
+        super().__init__(11, 5)
+        self.a, self.b = conv(4, 5), conv(3, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         a, b, c = torch.split(self.stem(x), 4, 1)
@@ -462,7 +462,7 @@ class EinopsReshape(Body):
         return self.head(self.a(x).amax(1))
 
 
-@network(IMAGE, "a.weight:0 b.weight:1")
+@network(IMAGE, "a.weight:0 b.weight:1", zero_keeps=False)
 class WidthLinear(Body):
     """A linear layer over the width: as many entries as there are channels, but positions."""
 
@@ -475,7 +475,7 @@ class WidthLinear(Body):
         return self.classify(x + self.b(F.relu(self.a(x))))
 
 
-@network(IMAGE, "stem.weight:0 b.weight:1 c.weight:1 t1.weight:0 t2.weight:1")
+@network(IMAGE, "stem.weight:0 b.weight:1 c.weight:1 t1.weight:0 t2.weight:1", zero_keeps=False)
 class Mixer(Body):
     """Token mixing and channel mixing."""
 
@@ -1089,9 +1089,9 @@ class AttentionGrouped(Heads):
         return self.head(self.proj(x.transpose(1, 2).reshape(x.shape[0], 5, 16)))
 
 
-@network(TOKENS, QKV, HEAD)
+@network(TOKENS, "q.weight:0 proj.weight:1 proj.weight:0", HEAD, zero_keeps=False)
 class AttentionGroupedExpand(AttentionGrouped):
-    """The same with Llama's ``repeat_kv``: unsqueeze, expand, reshape."""
+    """The same with Llama's ``repeat_kv``: a key head may go, or one query head of each key head."""
 
     def forward(self, x: Tensor) -> Tensor:
         k, v = (
@@ -1701,9 +1701,9 @@ class Maxout(Body):
         return self.classify(self.c(self.stem(x).view(-1, 5, 2, 8, 8).amax(2)))
 
 
-@network(IMAGE, "c.weight:0", {"stem.weight:0": "softmax"}, zero_keeps=False)
+@network(IMAGE, "stem.weight:0 c.weight:1", zero_keeps=False)
 class SoftmaxChannels(Body):
-    """A removed channel would keep its share of the probability as a zero, and lose it as nothing."""
+    """Like a norm, a softmax over channels runs over those that are kept; a zero would keep a share."""
 
     def __init__(self) -> None:
         super().__init__(5, 6)
@@ -1726,8 +1726,10 @@ class ArgmaxChannels(Body):
         return self.classify(self.c(x) * x.argmax(1, keepdim=True))
 
 
-@network(IMAGE, "c.weight:0", {"stem.weight:0": "cumsum"}, zero_keeps=False)
+@network(IMAGE, "stem.weight:0 c.weight:1", zero_keeps=False)
 class CumsumChannels(Body):
+    """What is left sums the same, but the sum at a removed channel's place is not zero."""
+
     def __init__(self) -> None:
         super().__init__(5, 6)
         self.c = conv(5, 6)
@@ -1766,7 +1768,7 @@ class MatrixInverse(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         square = self.b(F.relu(self.a(x))).view(-1, 3, 3)
-        return self.head(torch.linalg.inv(square + 5 * torch.eye(3)).flatten(1))
+        return self.head(torch.linalg.inv(square).flatten(1))
 
 
 class SignedSquare(torch.autograd.Function):

@@ -98,14 +98,14 @@ def gradients(module: nn.Module, parameters: list[Tensor], traced: Traced) -> li
 
 @every_network
 def test_capture_leaves_the_model_alone(name: str) -> None:
-    model, args, kwargs = build(name)
-    modules = {key: type(value) for key, value in model.named_modules()}
-    state = copy.deepcopy(model.state_dict())
-    copies = copy.deepcopy((args, kwargs))
-    trace(model, args, kwargs=kwargs)
-    assert {key: type(value) for key, value in model.named_modules()} == modules
-    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(tensors((args, kwargs)), tensors(copies), strict=True))
+    model, traced = captured(name)
+    fresh, args, kwargs = build(name)
+    assert {key: type(value) for key, value in model.named_modules()} == {
+        key: type(value) for key, value in fresh.named_modules()
+    }
+    assert all(torch.equal(value, fresh.state_dict()[key]) for key, value in model.state_dict().items())
+    given = tensors((traced.args, traced.kwargs))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(given, tensors((args, kwargs)), strict=True))
     assert not model.training
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from fxprune.channels.groups import Groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -22,7 +21,8 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture import Traced, trace
 from fxprune.channels import find_groups
-from fxprune.errors import FxPruneError, PlanError
+from fxprune.channels.groups import Groups
+from fxprune.errors import PlanError, VerifyError
 from fxprune.surgery import cut, verify_cut
 from tests.networks import NETWORKS, Removal, build, zeroed
 
@@ -88,7 +88,9 @@ def flat(outputs: Any) -> list[Tensor]:
 @with_seeds
 def test_equals_the_masked_reference(name: str, seed: int | None) -> None:
     _, traced, small, removed = pruned(name, seed)
-    assert verify_cut(traced, small, removed, captured(name)[2]) <= TOLERANCE
+    checked = verify_cut(traced, small, removed, captured(name)[2])
+    assert checked.max_relative_error <= TOLERANCE
+    assert checked.dtype == "float64"
 
 
 # ---------------------------------------------------------------- against zeroed weights of the eager model
@@ -118,7 +120,7 @@ def test_state_is_the_original_without_the_removed_slices(name: str, seed: int |
     assert sorted(state) == sorted(old)
     pointers = {key: value.data_ptr() for key, value in model.state_dict(keep_vars=True).items()}
     for key, value in old.items():
-        twins = [other for other in removed if other == key or (value.numel() and pointers[other] == pointers[key])]
+        twins = [other for other in removed if other == key or pointers.get(other) == pointers[key]]
         dims = removed[twins[0]] if twins else {}
         for dim, indices in dims.items():
             assert indices == sorted(set(indices))
@@ -206,19 +208,41 @@ def test_recorded_shapes_are_the_real_ones(name: str) -> None:
 
 
 @every_network
-def test_two_cuts_are_one(name: str) -> None:
-    """Groups of the cut network are found like those of any network: cutting again equals cutting at once."""
-    model, traced, small, removed = pruned(name, 0)
+def test_cut_network_can_be_cut_again(name: str) -> None:
+    """Groups of the cut network are found like those of any network, also behind what the first cut rewrote."""
+    _, _, small, _ = pruned(name, 0)
     groups = find_groups(small)
     again = choose(groups, 1)
     if not again:
         pytest.skip("the first cut left nothing to remove")
-    smaller = cut(small, again, groups)
-    assert verify_cut(small, smaller, again, groups) <= TOLERANCE
-    both = compose(model, removed, again)
-    at_once = cut(traced, both, captured(name)[2])
+    assert verify_cut(small, cut(small, again, groups), again, groups).max_relative_error <= TOLERANCE
+
+
+# Where a dimension is factored, the finer factor may change with the first cut; not in these.
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("residual", "concat_nested", "c2f", "split_uneven", "slice_constant", "index_list", "index_buffer"),
+        *(
+            "flatten_nhwc",
+            "pixel_unshuffle",
+            "depthwise",
+            "squeeze_excite",
+            "layer_norm",
+            "class_token",
+            "option_a_pad",
+        ),
+        *("tied_weights", "lstm", "bidirectional_gru", "flip_channels", "stack_branches", "conv3d", "einsum_conv"),
+    ],
+)
+def test_two_cuts_are_one(name: str) -> None:
+    model, traced, small, removed = pruned(name, 0)
+    groups = find_groups(small)
+    again = choose(groups, 1)
+    assert again
+    at_once = cut(traced, compose(model, removed, again), captured(name)[2])
     args, kwargs = traced.inputs(batch=3, seed=2)
-    assert_close(smaller.run(args, kwargs), at_once.run(args, kwargs))
+    assert_close(cut(small, again, groups).run(args, kwargs), at_once.run(args, kwargs))
 
 
 def compose(model: nn.Module, first: Removal, second: Removal) -> Removal:
@@ -254,7 +278,7 @@ HARDEST = (
 @settings(max_examples=40, deadline=None, derandomize=True)
 def test_any_removal_of_the_hardest(seed: int, name: str) -> None:
     model, traced, small, removed = pruned(name, seed)
-    assert verify_cut(traced, small, removed, captured(name)[2]) <= TOLERANCE
+    assert verify_cut(traced, small, removed, captured(name)[2]).max_relative_error <= TOLERANCE
     args, kwargs = traced.inputs(batch=2, seed=seed)
     with torch.no_grad():
         expected = flat(zeroed(model, removed)(*args, **kwargs))
@@ -271,11 +295,8 @@ def test_reference_notices_a_wrong_cut() -> None:
     with torch.no_grad():
         weight = twin.get_parameter("c.weight")
         weight.copy_(weight.flip(1))
-    try:
-        error = verify_cut(traced, small.with_module(twin), removed, captured("channel_shuffle")[2])
-    except FxPruneError:
-        return
-    assert error > 1e-3
+    with pytest.raises(VerifyError, match=r"c|conv"):
+        verify_cut(traced, small.with_module(twin), removed, captured("channel_shuffle")[2])
 
 
 def test_removing_nothing_changes_nothing() -> None:
@@ -293,14 +314,20 @@ def test_removing_nothing_changes_nothing() -> None:
         ({"stem.weight": {4: [0]}}, "stem.weight"),
         ({"head.weight": {0: [0]}}, "head.weight"),
         ({"stem.weight": {2: [0]}}, "stem.weight"),
-        ({"a.weight": {0: list(range(7))}}, "a.weight"),
     ],
-    ids=["unknown", "out of range", "no such dimension", "frozen", "no channels", "everything"],
+    ids=["unknown", "out of range", "no such dimension", "frozen", "no channels"],
 )
 def test_impossible_removals_are_refused(removed: Removal, named: str) -> None:
     _, traced, groups = captured("residual")
     with pytest.raises(PlanError, match=named):
         cut(traced, removed, groups)
+
+
+def test_emptying_a_dimension_is_refused() -> None:
+    _, traced, groups = captured("residual")
+    everything = groups.removal([int(unit) for unit in groups.axis("a.weight", 0)])
+    with pytest.raises(PlanError, match=r"a\.weight|a\.bias"):
+        cut(traced, everything, groups)
 
 
 def test_part_of_a_unit_is_refused() -> None:
@@ -309,5 +336,5 @@ def test_part_of_a_unit_is_refused() -> None:
     whole = groups.removal([int(groups.axis("a.weight", 0)[2])])
     assert whole["b.weight"] == {1: [2]}
     part = {"a.weight": {0: [2]}}
-    with pytest.raises(PlanError, match=r"b\.weight"):
+    with pytest.raises(PlanError, match=r"a\.bias|b\.weight"):
         cut(traced, part, groups)
