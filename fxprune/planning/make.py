@@ -94,7 +94,7 @@ def make_plan(  # noqa: PLR0913 - the options of one decision, all by keyword
         protect=patterns,
         before=problem.model.cost(problem.model.full),
         after=problem.model.cost(sizes),
-        notes=(*problem.notes, *notes),
+        notes=(*problem.notes, *notes, *_ragged(groups, selection)),
     )
 
 
@@ -194,3 +194,21 @@ def _choose(problem: _Problem, steps: tuple[int, ...]) -> tuple[Selection, list[
             f"no nearer set of whole units was found with {tried}."
         )
     return best, notes
+
+
+def _ragged(groups: Groups, selection: Selection) -> list[str]:
+    """Say which weights were cut to widths that are no multiples: those on which units of several families meet."""
+    weights = {name for name, tensor in groups.traced.module.named_parameters() if tensor.dim() > 1}
+    found = []
+    for name, dim in groups.parameters:
+        labels = groups.axis(name, dim)
+        if labels is not None and name in weights:
+            kept = len(labels) - int(selection.removed[labels].sum())
+            if kept < len(labels) and kept % selection.step:
+                found.append(f"dimension {dim} of {name} with {kept} of {len(labels)}")
+    if not found:
+        return []
+    return [
+        f"{len(found)} weight dimensions that are cut are no multiples of {selection.step}, because units of several "
+        f"families meet on them (such as {found[0]})."
+    ]

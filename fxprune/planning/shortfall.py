@@ -28,7 +28,7 @@ def explain_shortfall(groups: Groups, model: CostModel, budget: Budget, moves: M
     full = search.metric.at(model.full)
     reached = search.metric.at(floor) / full
     rows = frozen_shares(groups, model, floor, moves, kept)
-    held = "; ".join(f"{_percent(share)} ({name} and others) because {reason}" for share, name, reason in rows[:_SHOWN])
+    held = "; ".join(f"{_percent(share)} ({name} and others): {reason}" for share, name, reason in rows[:_SHOWN])
     because = f" What stays, by its share of the dense model's MACs: {held}." if held else ""
     remedies = [f"ask for at least {budget.metric}={np.ceil(reached * 1000) / 1000:g}"]
     remedies += ["protect less"] * any(reason.startswith("it is protected") for reason in kept)

@@ -35,7 +35,7 @@ def test_published_figures(name: str) -> None:
     assert not uncounted(traced)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "swin_t", "shufflenet_v2_x1_0"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "swin_t"])
 def test_torch_counts_the_same(name: str) -> None:
     traced = trace(torchvision.models.get_model(name).eval(), (torch.randn(2, 3, 64, 64),))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

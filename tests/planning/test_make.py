@@ -108,9 +108,7 @@ def test_a_given_multiple_is_never_relaxed(chain: Chain) -> None:
 
 
 def test_the_error_says_what_can_be_reached_and_what_stays(chain: Chain) -> None:
-    with pytest.raises(
-        BudgetError, match=r"3\.73 % of the macs .*layer0.*because it is protected by 'layer0.\*'"
-    ) as caught:
+    with pytest.raises(BudgetError, match=r"3\.73 % of the macs .*layer0.*it is protected by 'layer0.\*'") as caught:
         plan_for(chain([4, 64, 64, 64, 4]), macs=0.01, round_to=1, protect=["layer0.*"])
     assert "ask for at least macs=0.038 or protect less" in str(caught.value)
 
@@ -175,3 +173,13 @@ def test_what_only_a_buffer_has_is_no_channel(chain: Chain) -> None:
     assert len(plan.removed["layer0.weight"][0]) == 16
     assert "table" not in plan.removed
     assert not plan.notes
+
+
+def test_widths_that_cannot_be_rounded_are_noted(chain: Chain) -> None:
+    groups = chain([4, 40, 4])
+    family = groups.families[0]
+    groups.families[:] = [family[:21], family[21:]]  # two families of 21 and 19 on one axis
+    plan = plan_for(groups, macs=0.95, round_to=8)
+    kept = 40 - len(plan.removed["layer0.weight"][0])
+    assert kept % 8
+    assert f"dimension 0 of layer0.weight with {kept} of 40" in plan.notes[-1]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from typing import Any
 
 import pytest
 import torch
+from networks import NETWORKS
 
 from fxprune.capture import trace
 from fxprune.channels import find_groups
+from fxprune.errors import BudgetError, CaptureError, InputError
 from fxprune.planning import Plan, make_plan
 
 torchvision = pytest.importorskip("torchvision")
@@ -86,7 +89,7 @@ def test_a_protected_layer_keeps_its_outputs() -> None:
     assert all(0 not in plan.removed.get(f"layer4.{block}.conv1.weight", {}) for block in (0, 1))
 
 
-@pytest.mark.parametrize("name", ["densenet201", "swin_t"])
+@pytest.mark.parametrize("name", [pytest.param("densenet201", marks=pytest.mark.slow), "swin_t"])
 def test_planning_takes_less_than_a_second(name: str) -> None:
     groups = analysed(name)
     plan_for(name, macs=0.9)
@@ -94,3 +97,25 @@ def test_planning_takes_less_than_a_second(name: str) -> None:
     plan = plan_for(name, macs=0.5, round_to=1)
     assert time.process_time() - start < 1.0
     assert 0 < plan.classes(groups).sum() < groups.live.sum()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_plans_of_every_construct_are_closed_and_count_right(name: str) -> None:
+    network = NETWORKS[name]
+    try:
+        groups = find_groups(trace(network.factory(), network.args, kwargs=network.kwargs))
+    except CaptureError:
+        pytest.skip("cannot be captured")
+    for budget in ({"params": 0.8, "round_to": 1}, {"macs": 0.8}, {"channels": 0.6}):
+        try:
+            plan = make_plan(groups.traced, groups=groups, **budget)
+        except (BudgetError, InputError):
+            continue
+        plan.classes(groups)
+        parameters = groups.traced.module.named_parameters()
+        left = [
+            math.prod(size - len(plan.removed.get(key, {}).get(dim, [])) for dim, size in enumerate(tensor.shape))
+            for key, tensor in parameters
+        ]
+        assert plan.after.params == sum(left)

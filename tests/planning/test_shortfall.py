@@ -22,7 +22,7 @@ def message(groups: Any, **options: Any) -> str:
 def test_frozen_channels_are_named_with_their_reason_and_share(chain: Chain) -> None:
     text = message(chain([50, 10, 50]), macs=0.05, round_to=1)
     assert "10 % of the macs are left, and 5 % were asked for" in text
-    assert "10 % (layer0 and others) because it is an input or output of the model" in text
+    assert "10 % (layer0 and others): it is an input or output of the model" in text
     assert text.endswith("To go on, ask for at least macs=0.1.")
 
 
@@ -46,4 +46,4 @@ def test_unscored_units_are_named(chain: Chain) -> None:
     groups = chain([1, 8, 8, 1])
     scores = groups.live * 1.0
     scores[groups.families[0]] = float("nan")
-    assert "because it has no importance score" in message(groups, macs=0.05, importance=lambda _: scores, round_to=1)
+    assert ": it has no importance score" in message(groups, macs=0.05, importance=lambda _: scores, round_to=1)
