@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.functionalize import functionalize
+from fxprune.capture.functionalize import functionalize, restore_vocabulary, spell_copies, writes_through_views
 from fxprune.capture.inline import inline_wrappers
 from fxprune.capture.lift import Lifter, module_path
 from fxprune.capture.modules import location_of
@@ -187,18 +187,30 @@ def _source_line(error: BaseException) -> str:
     return f"{found[1]}:{found[2]}" if found else "an unknown line"
 
 
-def _lift(model: nn.Module, program: Any) -> tuple[fx.GraphModule, list[str]]:
+def _functional_module(program: Any) -> tuple[fx.GraphModule, list[str]]:
     module = program.module(check_guards=False)
+    if not writes_through_views(module.graph):
+        return module, []
+    module = program.run_decompositions({}).module(check_guards=False)
+    restore_vocabulary(module.graph)
+    return module, [
+        "the model writes through views: made functional by torch, which drops dropout layers from the graph"
+    ]
+
+
+def _lift(model: nn.Module, program: Any) -> tuple[fx.GraphModule, list[str]]:
+    module, notes = _functional_module(program)
     graph = module.graph
     for node in list(graph.nodes):
         noise = node.target in _NOISE or (node.op == "call_module" and str(node.target).startswith("_guards_fn"))
         if noise and not node.users:
             graph.erase_node(node)
-    notes = inline_wrappers(module)
+    notes += inline_wrappers(module)
     for node in graph.nodes:
         node.meta["path"] = module_path(node)
         node.meta["source"] = _source_of(node)
     functionalize(graph)
+    spell_copies(graph)
     lifted = Lifter(model, module).run(type(model).__name__)
     for node in lifted.graph.nodes:
         node.meta = {key: node.meta[key] for key in ("path", "source", "val", "nn_module_stack") if key in node.meta}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -44,10 +45,40 @@ class Widened(fx.Interpreter):
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         return self.call_layer(self.fetch_attr(target), args, kwargs)
 
-    def call_layer(self, layer: nn.Module, args: Any, kwargs: Any, **replaced: Tensor) -> Any:
-        """Call a layer with its tensors widened, some of them replaced."""
+    def call_layer(self, layer: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Call a layer with its tensors widened."""
         tensors = {name: self.widen(t) for name, t in [*layer.named_parameters(), *layer.named_buffers()]}
-        return torch.func.functional_call(layer, {**tensors, **replaced}, args, kwargs)
+        plain = isinstance(layer, nn.modules.conv._ConvNd) and not isinstance(layer, nn.modules.conv._ConvTransposeNd)
+        if (
+            plain
+            and layer.groups == layer.in_channels > 1
+            and not isinstance(layer.padding, str)
+            and layer.padding_mode == "zeros"
+        ):
+            return _depthwise(layer, tensors["weight"], tensors.get("bias"), args[0])
+        return torch.func.functional_call(layer, tensors, args, kwargs)
+
+
+def _depthwise(layer: Any, weight: Tensor, bias: Tensor | None, value: Tensor) -> Tensor:
+    """Depthwise convolution as a sum over kernel taps: torch has no fast kernel for it in float64 (30 times slower on a CPU)."""
+    space = value.ndim - 2
+    value = nn.functional.pad(value, [p for size in reversed(layer.padding) for p in (size, size)])
+    if layer.out_channels != layer.in_channels:
+        value = value.repeat_interleave(layer.out_channels // layer.in_channels, dim=1)
+    spans = [layer.dilation[d] * (weight.shape[2 + d] - 1) + 1 for d in range(space)]
+    sizes = [(value.shape[2 + d] - spans[d]) // layer.stride[d] + 1 for d in range(space)]
+    shape = (1, -1, *[1] * space)
+    total = value.new_zeros(())
+    for tap in itertools.product(*[range(size) for size in weight.shape[2:]]):
+        window = value
+        for d, place in enumerate(tap):
+            start = place * layer.dilation[d]
+            window = window[
+                (slice(None),) * (2 + d)
+                + (slice(start, start + (sizes[d] - 1) * layer.stride[d] + 1, layer.stride[d]),)
+            ]
+        total = total + window * weight[(slice(None), 0, *tap)].view(shape)
+    return total if bias is None else total + bias.view(shape)
 
 
 class Masked(Widened):
