@@ -120,7 +120,7 @@ def _cannot_precede(module: fx.GraphModule, norm: fx.Node, shift: Tensor) -> str
     """Return why a norm cannot go into the layer behind it; empty if it can."""
     readers = list(norm.users)
     if len(readers) != 1 or not _is_layer(module, readers[0]):
-        names = ", ".join(place_of(reader) for reader in readers) or "nothing"
+        names = ", ".join(place_of(reader) for reader in readers)
         return f"what reads it ({names}) is not a single convolution or linear layer"
     reader = readers[0]
     layer = module_of(module, reader)
@@ -151,8 +151,6 @@ def _unfit(module: fx.GraphModule, node: fx.Node, shape: tuple[int, ...] | None,
     times = len(calls_of(module, layer))
     if times > 1:
         return f"{place} is called {times} times"
-    if not layer.weight.is_floating_point():
-        return f"{place} has weights of {layer.weight.dtype}"
     uses = tensor_uses(module)
     own = {f"{name}.{part}" for name in _names_of(module, layer) for part in ("weight", "bias")}
     tensors = [tensor for tensor in (layer.weight, layer.bias) if tensor is not None]

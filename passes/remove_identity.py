@@ -72,9 +72,9 @@ def _look_at(module: fx.GraphModule, node: fx.Node, elsewhere: dict[str, Any]) -
     source, kind = _input_of(node), str(node.target).removeprefix("aten.").partition(".")[0]
     if node.target in _LAYOUTS and node.meta["val"].stride() != source.meta["val"].stride():
         return kind, "it changes the memory layout"
-    if node.target in _SIZED and elsewhere.get(node.name) != elsewhere.get(source.name):
+    if node.target in _SIZED and (not elsewhere or elsewhere[node.name] != elsewhere[source.name]):
         return kind, "it keeps the shape only at the batch size of the example"
-    if node.target is aten.slice.Tensor and not _takes_all(node, elsewhere.get(source.name)):
+    if node.target is aten.slice.Tensor and not _takes_all(node, elsewhere):
         return kind, "it keeps the shape only up to some batch size"
     return kind, ""
 
@@ -105,9 +105,9 @@ def _same_tensor(node: fx.Node, source: fx.Node) -> bool:
 
 
 def _shapes_at_another_batch(traced: Traced) -> dict[str, Any]:
-    """Return the shape of every node at another batch size than the example's; where there is none, the example's own.
+    """Return the extent of every node at another batch size than the example's; where there is none, the example's own.
 
-    Nothing is known where the graph does not run at that size, so that what depends on it stays.
+    It is empty where the graph does not run at that size.
     """
     module = traced.module
     if traced.batch_is_dynamic:
@@ -115,8 +115,14 @@ def _shapes_at_another_batch(traced: Traced) -> dict[str, Any]:
         try:
             propagate(module, *traced.inputs(batch=2 * traced.batch + 1))
         except CaptureError:
-            return {node.name: object() for node in module.graph.nodes}
-    return {node.name: shape_of(node) for node in module.graph.nodes}
+            return {}
+    return {node.name: _extent(node) for node in module.graph.nodes}
+
+
+def _extent(node: fx.Node) -> Any:
+    """Return the shape of a tensor, or the number that a node computes."""
+    value = node.meta.get("val")
+    return value if isinstance(value, int) else shape_of(node)
 
 
 def _allow_any_layout(copied: fx.Node) -> None:
@@ -165,15 +171,15 @@ def _whole_slice(node: fx.Node) -> bool:
     return _operand(2, node) in (0, None) and _operand(4, node, 1) == 1
 
 
-def _takes_all(node: fx.Node, elsewhere: Any) -> bool:
+def _takes_all(node: fx.Node, elsewhere: dict[str, Any]) -> bool:
     """Whether a slice ends at the end, whatever the batch: a number that covers the example's may not cover another."""
     source = _input_of(node)
     shape = shape_of(source) or ()
     dim, end = _operand(1, node, 0) % len(shape), _operand(3, node)
+    size = elsewhere[source.name][dim]
     if isinstance(end, fx.Node):  # x[:, : x.shape[1]]
-        return end.target is aten.sym_size.int and end.args[0] is source and _operand(1, end) % len(shape) == dim
-    fixed = isinstance(elsewhere, tuple) and elsewhere[dim] == shape[dim]
-    return end is None or end >= _END or (fixed and end >= shape[dim])
+        return end.target is aten.sym_size.int and _extent(end) == shape[dim] and elsewhere[end.name] == size
+    return end is None or end >= _END or (size == shape[dim] and end >= size)
 
 
 def _every_dimension_stays(node: fx.Node) -> bool:

@@ -60,7 +60,7 @@ def test_a_norm_goes_into_the_convolution_before_it() -> None:
     model = Net(lambda m, x: m.b(m.c(x)).relu(), c=nn.Conv2d(3, 4, 3, bias=False), b=nn.BatchNorm2d(4))
     result = check_pass(FuseBatchNorm(), model, IMAGE, changed=["b"])
     assert sorted(result.traced.module.state_dict()) == ["c.bias", "c.weight"]
-    assert isinstance(result.traced.module.c.bias, nn.Parameter)
+    assert isinstance(result.traced.module.get_submodule("c").bias, nn.Parameter)
 
 
 @st.composite

@@ -1,0 +1,84 @@
+"""A plan is carried out, once, and the result is held to the masked original."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fxprune.passes.prune_channels as under_test
+from fxprune.capture import Traced, trace
+from fxprune.errors import PlanError, VerifyError
+from fxprune.passes import FuseBatchNorm, PruneChannels, RemoveIdentity
+from fxprune.pipeline import Pipeline
+from fxprune.planning import Plan, make_plan
+from fxprune.testing import check_pass
+
+IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(96, 5)
+    ).eval()  # fmt: skip
+
+
+def planned() -> tuple[Traced, Plan]:
+    traced = trace(network(), IMAGE)
+    return traced, make_plan(traced, params=0.5, round_to=1)
+
+
+def test_a_plan_is_carried_out() -> None:
+    model = network()
+    plan = make_plan(trace(model.double(), IMAGE.double()), params=0.5, round_to=1)
+    places = [name for name, dimensions in plan.removed.items() for _ in dimensions]
+    result = check_pass(PruneChannels(plan), model, IMAGE, changed=places)
+    assert sum(p.numel() for p in result.traced.module.parameters()) == plan.after.params
+    sizes = {change.place: change.what for change in result.report[0].changes}
+    assert sizes["0.bias"] == f"dimension 0: 8 -> {8 - len(plan.removed['0.bias'][0])}"
+
+
+def test_between_other_passes() -> None:
+    traced, plan = planned()
+    pipeline = Pipeline([PruneChannels(plan), RemoveIdentity(), FuseBatchNorm(), PruneChannels(plan)])
+    result = pipeline(traced)
+    assert [bool(report.changes) for report in result.report] == [True, True, True, False]
+    again = pipeline(result.traced)
+    assert not again.report.changed
+    assert result.traced.run((IMAGE,))[0].shape == (2, 5)
+
+
+def test_a_plan_for_another_graph_is_refused() -> None:
+    _, plan = planned()
+    with pytest.raises(PlanError, match="another graph"):
+        PruneChannels(plan)(trace(nn.Sequential(nn.Conv2d(3, 8, 3)), IMAGE))
+
+
+def test_a_plan_for_the_graph_before_another_pass_is_refused() -> None:
+    traced, plan = planned()
+    with pytest.raises(PlanError, match="another graph"):
+        Pipeline([RemoveIdentity(), PruneChannels(plan)])(traced)
+
+
+def test_an_empty_plan_changes_nothing() -> None:
+    traced, plan = planned()
+    result = Pipeline([PruneChannels(Plan({}, plan.fingerprint))])(traced)
+    assert not result.report.changed
+    assert result.traced.fingerprint() == traced.fingerprint()
+
+
+def test_a_wrong_cut_is_caught_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(traced: Traced, removed: Any) -> Traced:
+        result = right(traced, removed)
+        result.module.get_parameter("6.bias").data += 1
+        return result
+
+    right = under_test.cut
+    monkeypatch.setattr(under_test, "cut", cut)
+    traced, plan = planned()
+    with pytest.raises(VerifyError, match=r"prune-channels: .*No pass ran before it"):
+        Pipeline([PruneChannels(plan)])(traced)
+    Pipeline([PruneChannels(plan, verify=False)])(traced)
+    Pipeline([PruneChannels(plan)], verify=False)(traced)
