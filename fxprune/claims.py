@@ -139,7 +139,7 @@ def _first_difference(before: Traced, after: Traced, was: Witness) -> str:
         prints[node.name] = _fingerprints(value)
 
     def compare(node: fx.Node, value: Any) -> None:
-        if not _alike(_fingerprints(value), prints.get(node.name), 1e-7 if was.double else 1e-4):
+        if not _alike(_fingerprints(value), prints.get(node.name), 1e-11 if was.double else 1e-6):
             differing.add(node)
 
     Runner(before.module, double=was.double, seen=note).flat(was.inputs)

@@ -5,9 +5,10 @@ They know of no pass and decide nothing.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -43,6 +44,18 @@ def adopt(module: fx.GraphModule, other: fx.GraphModule) -> None:
     for name in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
         setattr(module, name, getattr(other, name))
     module.graph = other.graph
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module in eval mode for a while; some layers count their calls in training mode, even on fake tensors."""
+    modes = {layer: layer.training for layer in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for layer, mode in modes.items():
+            layer.training = mode
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fxprune.capture import Traced, propagate
 from fxprune.claims import check_nothing_written, check_outputs, check_signature, check_state, versions, witness
 from fxprune.errors import CaptureError, InputError, PreconditionError, VerifyError
-from fxprune.graph_tools import copy_module, tensors_of
+from fxprune.graph_tools import copy_module, evaluating, tensors_of
 from fxprune.report import Change, PassReport, Skip
 
 
@@ -222,7 +222,8 @@ def _settle(before: Traced, draft: Traced) -> None:
                 rounded[id(tensor)] = _round(tensor, _precision(key, old), key)
             setattr(layer, name, rounded[id(tensor)])
     try:
-        propagate(draft.module, draft.args, draft.kwargs)
+        with evaluating(draft.module):
+            propagate(draft.module, draft.args, draft.kwargs)
     except CaptureError as error:
         raise VerifyError(f"left a graph in which {error}") from error
 

@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.capture import Traced, propagate
 from fxprune.errors import CaptureError
-from fxprune.graph_tools import bypass, copy_module, module_of, place_of, shape_of
+from fxprune.graph_tools import bypass, copy_module, evaluating, module_of, place_of, shape_of
 from fxprune.pipeline import Keeps, Pass
 from fxprune.report import Change, Skip
 
@@ -113,7 +113,8 @@ def _shapes_at_another_batch(traced: Traced) -> dict[str, Any]:
     if traced.batch_is_dynamic:
         module = copy_module(traced.module)
         try:
-            propagate(module, *traced.inputs(batch=2 * traced.batch + 1))
+            with evaluating(module):
+                propagate(module, *traced.inputs(batch=2 * traced.batch + 1))
         except CaptureError:
             return {}
     return {node.name: _extent(node) for node in module.graph.nodes}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-import fxprune.passes.prune_channels as under_test
+from fxprune import surgery
 from fxprune.capture import Traced, trace
 from fxprune.errors import PlanError, VerifyError
 from fxprune.passes import FuseBatchNorm, PruneChannels, RemoveIdentity
@@ -20,9 +20,8 @@ IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def network() -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(96, 5)
-    ).eval()  # fmt: skip
+    first = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout())
+    return nn.Sequential(*first, nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(96, 5)).eval()
 
 
 def planned() -> tuple[Traced, Plan]:
@@ -71,12 +70,11 @@ def test_an_empty_plan_changes_nothing() -> None:
 
 def test_a_wrong_cut_is_caught_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     def cut(traced: Traced, removed: Any) -> Traced:
-        result = right(traced, removed)
+        result = surgery.cut(traced, removed)
         result.module.get_parameter("6.bias").data += 1
         return result
 
-    right = under_test.cut
-    monkeypatch.setattr(under_test, "cut", cut)
+    monkeypatch.setattr("fxprune.passes.prune_channels.cut", cut)
     traced, plan = planned()
     with pytest.raises(VerifyError, match=r"prune-channels: .*No pass ran before it"):
         Pipeline([PruneChannels(plan)])(traced)

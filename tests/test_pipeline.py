@@ -1,0 +1,341 @@
+"""A pass is held to what it claims: those that lie are caught, and named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.capture import Traced, trace
+from fxprune.errors import FxPruneError, InputError, PreconditionError, VerifyError
+from fxprune.graph_tools import Runner, assign, copy_module, tensors_of
+from fxprune.passes import PASSES, FuseBatchNorm, RemoveIdentity
+from fxprune.pipeline import Keeps, Pass, Pipeline
+from fxprune.report import Change, Skip
+from fxprune.testing import check_pass
+
+X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+aten = torch.ops.aten
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.b, self.d, self.f = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Linear(4, 5)
+        self.unused = nn.Linear(2, 2)
+        self.register_buffer("wide", torch.ones(2, dtype=torch.float64), persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.f(self.d(self.b(self.c(x)).relu()).mean((2, 3)))
+        return x.tanh(), x.argmax(1)
+
+
+@pytest.fixture
+def traced() -> Traced:
+    return trace(Net(), X)
+
+
+@dataclass(frozen=True)
+class Doing(Pass):
+    """Does anything at all to the module that it is given, and claims to have kept the outputs."""
+
+    name: ClassVar[str] = "doing"
+    keeps: ClassVar[Keeps] = Keeps.OUTPUTS
+
+    what: Callable[[fx.GraphModule], object]
+    told: tuple[Change | Skip, ...] = (Change("f", "something"),)
+
+    def rewrite(self, traced: Traced) -> Iterator[Change | Skip]:
+        self.what(traced.module)
+        yield from self.told
+
+
+@dataclass(frozen=True)
+class DoingSignature(Doing):
+    """The same, and claims less."""
+
+    name: ClassVar[str] = "doing-signature"
+    keeps: ClassVar[Keeps] = Keeps.SIGNATURE
+
+
+def node(module: fx.GraphModule, name: str) -> fx.Node:
+    (found,) = (node for node in module.graph.nodes if node.name == name)
+    assert isinstance(found, fx.Node)
+    return found
+
+
+def retarget(name: str, target: Any, *args: Any) -> Callable[[fx.GraphModule], None]:
+    def change(module: fx.GraphModule) -> None:
+        changed = node(module, name)
+        changed.target, changed.args = target, (changed.args[0], *args)
+
+    return change
+
+
+def weight(name: str, value: Callable[[Tensor], Tensor]) -> Callable[[fx.GraphModule], None]:
+    def change(module: fx.GraphModule) -> None:
+        layer, _, part = name.rpartition(".")
+        assign(module.get_submodule(layer), part, value(module.get_parameter(name)))
+
+    return change
+
+
+def drop_output(module: fx.GraphModule) -> None:
+    output = module.graph.output_node()
+    output.args = (output.args[0][:1],)  # type: ignore[index]
+
+
+def cast_output(module: fx.GraphModule) -> None:
+    output = module.graph.output_node()
+    first, second = output.all_input_nodes
+    with module.graph.inserting_before(output):
+        output.args = ((module.graph.call_function(aten.to.dtype, (first, torch.float16)), second),)
+
+
+def write_in_place(module: fx.GraphModule) -> None:
+    with torch.no_grad():
+        module.get_parameter("unused.weight").add_(1)
+
+
+def dangle(module: fx.GraphModule) -> None:
+    node(module, "linear").target = "nowhere"
+
+
+def forget(name: str) -> Callable[[fx.GraphModule], None]:
+    return lambda module: delattr(module, name)
+
+
+LIES: dict[str, tuple[Callable[[fx.GraphModule], object], str]] = {
+    "a wrong function": (
+        retarget("relu", aten.abs.default),
+        r"output 0 differs by \S+ of.*first node that differs is relu",
+    ),
+    "a slightly wrong weight": (
+        weight("f.weight", lambda w: w.double() * (1 + 1e-7)),
+        r"output 0 differs by \S+e-0\d.*float64.*first node that differs is linear \(f, ",
+    ),
+    "one output less": (drop_output, "gives 1 in place of 2"),
+    "an output in another place": (retarget("argmax", aten.argmin.default, 1), "output 1 differs in . of 2 values"),
+    "not a number": (weight("f.weight", lambda w: w * torch.nan), "not finite where it was"),
+    "a write in place": (write_in_place, "wrote into 1 parameters or buffers"),
+    "a call of nothing": (dangle, "left an invalid graph"),
+    "a key that is not its own": (forget("unused"), "removed unused.weight, unused.bias from the state_dict"),
+    "a key for nothing": (
+        lambda module: module.add_submodule("extra", nn.Linear(2, 2)),
+        "added extra.weight, extra.bias to the state_dict",
+    ),
+    "shapes that do not fit": (weight("f.weight", lambda w: w[:, :3]), "left a graph in which shapes do not fit at l"),
+    "another dtype": (cast_output, r"output 0 is torch.float16\[2, 5\] in place of torch.float32\[2, 5\]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_pass_that_lies_is_named(traced: Traced, lie: str) -> None:
+    what, message = LIES[lie]
+    with pytest.raises(VerifyError, match=f"doing.*{message}") as caught:
+        Pipeline([RemoveIdentity(), FuseBatchNorm(), Doing(what)])(traced)
+    assert str(caught.value).startswith("doing: ")
+    assert str(caught.value).endswith("Passes that ran before it: remove-identity, fuse-batchnorm.")
+
+
+def test_a_change_that_is_not_reported_is_checked_too(traced: Traced) -> None:
+    with pytest.raises(VerifyError, match="doing: says it keeps the outputs"):
+        Pipeline([Doing(retarget("relu", aten.abs.default), told=())])(traced)
+
+
+def test_a_claim_that_is_less_is_held_to_less(traced: Traced) -> None:
+    result = Pipeline([DoingSignature(retarget("relu", aten.abs.default))])(traced)
+    assert result.report.changed == 1
+    with pytest.raises(VerifyError, match=r"doing-signature: .*gives 1 outputs in place of 2. No pass ran before it"):
+        Pipeline([DoingSignature(drop_output)])(traced)
+    with pytest.raises(VerifyError, match=r"doing-signature: .*output 0 is torch.float16"):
+        Pipeline([DoingSignature(cast_output)])(traced)
+
+
+def test_numbers_are_not_checked_if_told_so(traced: Traced) -> None:
+    Pipeline([Doing(retarget("relu", aten.abs.default))], verify=False)(traced)
+    with pytest.raises(VerifyError, match="left an invalid graph"):
+        Pipeline([Doing(dangle)], verify=False)(traced)
+
+
+def test_zeros_as_the_example_hide_nothing() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU())
+    with pytest.raises(VerifyError, match="doing: says it keeps the outputs"):
+        Pipeline([Doing(retarget("relu", aten.sigmoid.default))])(trace(model, torch.zeros(2, 3, 6, 6)))
+
+
+def test_a_check_that_could_not_fail_is_refused(traced: Traced) -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.Dropout(), head := nn.Linear(4, 2))
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    zero = trace(model, X[:, 0, 0])
+    with pytest.raises(VerifyError, match=r"remove-identity: cannot be checked.*proves nothing"):
+        Pipeline([RemoveIdentity()])(zero)
+    Pipeline([FuseBatchNorm()])(zero)  # nothing to fold, so nothing to prove
+    Pipeline([RemoveIdentity()], verify=False)(zero)
+
+
+def test_a_model_that_has_no_float64_is_compared_in_its_own() -> None:
+    @torch.library.custom_op("fxprune_tests::halve", mutates_args=())
+    def halve(x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            raise TypeError("float32 only")
+        return x / 2
+
+    halve.register_fake(torch.empty_like)
+
+    class Halved(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return halve(x * 1).relu()  # type: ignore[no-any-return]
+
+    halved = trace(Halved(), X)
+    assert Pipeline([RemoveIdentity()])(halved).report.changed == 1
+    with pytest.raises(VerifyError, match=r"in the model's own precision\); the first node that differs is relu"):
+        Pipeline([Doing(retarget("relu", aten.abs.default))])(halved)
+
+    def narrow(module: fx.GraphModule) -> None:
+        relu = node(module, "relu")
+        with module.graph.inserting_before(relu):
+            relu.args = (module.graph.call_function(torch.ops.fxprune_tests.halve.default, relu.args),)
+
+    with pytest.raises(VerifyError, match="in the model's own precision"):
+        Pipeline([Doing(narrow)])(trace(nn.Sequential(nn.Linear(6, 4), nn.ReLU()), X[:, 0, 0]))
+
+
+# ---------------------------------------------------------------- pipelines
+
+
+def test_pipelines_nest(traced: Traced) -> None:
+    nested = Pipeline([Pipeline([RemoveIdentity()]), Pipeline([FuseBatchNorm(), Pipeline([])])])
+    result = nested(traced)
+    assert [report.name for report in result.report] == ["remove-identity", "fuse-batchnorm"]
+    assert str(result).splitlines()[0] == "remove-identity: 1 changed, 0 skipped"
+    assert nested.keeps is Keeps.OUTPUTS
+    assert Pipeline([nested, DoingSignature(print)]).keeps is Keeps.SIGNATURE
+    lying = Pipeline([RemoveIdentity(), Pipeline([Doing(drop_output)])])
+    with pytest.raises(VerifyError, match=r"^doing: .* Passes that ran before it: remove-identity\.$"):
+        lying(traced)
+
+
+def test_a_precondition_names_the_passes_before(traced: Traced) -> None:
+    traced.module.train()
+    pipeline = Pipeline([RemoveIdentity(), FuseBatchNorm()])
+    pipeline.requires(traced)
+    with pytest.raises(
+        PreconditionError, match=r"^fuse-batchnorm: b is in training.*ran before it: remove-identity\.$"
+    ):
+        pipeline(traced)
+    with pytest.raises(PreconditionError):
+        Pipeline([FuseBatchNorm()]).requires(traced)
+
+
+def test_an_accident_inside_a_pass_says_which(traced: Traced) -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        Pipeline([Doing(lambda module: 1 / 0)])(traced)
+    assert caught.value.__notes__ == ["in the pass doing. No pass ran before it."]
+
+
+def test_only_passes_are_taken() -> None:
+    with pytest.raises(InputError, match=r"the class FuseBatchNorm: write FuseBatchNorm\(\)"):
+        Pipeline([FuseBatchNorm])  # type: ignore[list-item]
+    with pytest.raises(FxPruneError, match="got 'fuse'"):
+        Pipeline(["fuse"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("attributes", [{}, {"name": "Bad_Name", "keeps": Keeps.OUTPUTS}, {"name": "good-name"}])
+def test_a_pass_has_to_say_its_name_and_what_it_keeps(attributes: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="needs a class attribute"):
+        type("Nameless", (Pass,), {**attributes, "rewrite": Doing.rewrite})
+
+
+def test_passes_are_known_by_name() -> None:
+    assert PASSES["fuse-batchnorm"] is FuseBatchNorm
+    assert all(cls.name == name for name, cls in PASSES.items())
+
+
+def test_passes_cannot_be_imported_as_a_folder() -> None:
+    with pytest.raises(ImportError, match=r"import this package as fxprune\.passes"):
+        __import__("passes")
+
+
+# ---------------------------------------------------------------- copies
+
+
+def test_a_copy_shares_tensors_and_nothing_else(traced: Traced) -> None:
+    copied = copy_module(traced.module)
+    assert {id(tensor) for tensor in tensors_of(copied)} == {id(tensor) for tensor in tensors_of(traced.module)}
+    assert not set(copied.modules()) & set(traced.module.modules())
+    assert list(copied.state_dict()) == list(traced.module.state_dict())
+    assert [n.name for n in copied.graph.nodes] == [n.name for n in traced.module.graph.nodes]
+    assert all(
+        n.meta.keys() == m.meta.keys() for n, m in zip(copied.graph.nodes, traced.module.graph.nodes, strict=True)
+    )
+    assert type(copied).__name__ == "Net"
+    assert torch.equal(copied(X)[0], traced.module(X)[0])
+
+
+def test_the_model_is_untouched(traced: Traced) -> None:
+    model = Net()
+    before = {key: (value, value.clone()) for key, value in model.state_dict(keep_vars=True).items()}
+    Pipeline([RemoveIdentity(), FuseBatchNorm()])(trace(model, X))
+    after = model.state_dict(keep_vars=True)
+    assert all(after[key] is value and torch.equal(value, old) for key, (value, old) in before.items())
+
+
+def test_unchanged_doubles_in_a_single_model_stay(traced: Traced) -> None:
+    module = Pipeline([FuseBatchNorm()])(traced).traced.module
+    assert module.get_buffer("wide").dtype == torch.float64
+    assert module.get_parameter("c.weight").dtype == torch.float32
+
+
+def test_a_weight_too_large_for_its_dtype_is_caught(traced: Traced) -> None:
+    with pytest.raises(VerifyError, match=r"doing-signature: made f\.weight too large for torch\.float32"):
+        Pipeline([DoingSignature(weight("f.weight", lambda w: w.double() * 0 + 1e300))])(traced)
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_running_changes_nothing_and_repeats_random_numbers(traced: Traced, double: bool) -> None:
+    module = traced.module.train()
+    state = {key: value.clone() for key, value in module.state_dict().items()}
+    random = torch.random.get_rng_state()
+    one, other = (Runner(module, double=double).flat([X]) for _ in range(2))
+    assert torch.equal(one[0], other[0])
+    assert one[0].dtype == (torch.float64 if double else torch.float32)
+    assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), random)
+
+
+class Mixed(nn.Module):
+    """Recurrent weights that a kernel keeps a list of, casts, and tensors that the graph makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.l, self.f = nn.LSTM(6, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.l(x)[0].to(torch.bfloat16).float().softmax(-1, dtype=torch.float32)
+        return self.f(x) + torch.full((3,), 0.1)  # type: ignore[no-any-return]
+
+
+def test_everything_is_widened_on_the_way() -> None:
+    seen: dict[str, Any] = {}
+    Runner(trace(Mixed(), X[:, 0]).module, double=True, seen=lambda n, value: seen.setdefault(n.name, value)).flat(
+        [X[:, 0]]
+    )
+    floats = {value.dtype for value in seen.values() if isinstance(value, Tensor) and value.is_floating_point()}
+    assert floats == {torch.float64}
+
+
+def test_check_pass_says_what_is_wrong() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.Dropout())
+    with pytest.raises(AssertionError, match="expected changes at"):
+        check_pass(RemoveIdentity(), model, X[:, 0, 0])
+    with pytest.raises(AssertionError, match="expected skips at"):
+        check_pass(RemoveIdentity(), model, X[:, 0, 0], changed=["1"], skipped={"0": "x"})
+    again = Doing(lambda module: None)
+    with pytest.raises(AssertionError, match="a second run changed something again"):
+        check_pass(again, model, X[:, 0, 0], changed=["f"])
