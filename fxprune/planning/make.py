@@ -48,7 +48,8 @@ def make_plan(  # noqa: PLR0913 - the options of one decision, all by keyword
         macs: share of the multiply-accumulates to keep.
         params: share of the parameters to keep.
         channels: share of the removable units to keep.
-        bytes: share of the storage to keep.
+        bytes: share of the storage to keep; the few bytes of an index table that the surgery adds where a slice of
+            channels becomes irregular are not counted.
         importance: ``l1``, ``l2``, ``bn_scale``, ``taylor``, ``fpgm``, ``lamp``, ``random``, or a function from the
             groups to one number per class.
         allocation: ``global`` ranks all units, ``uniform`` takes the same share of every family, ``isomorphic`` ranks
