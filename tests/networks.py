@@ -10,6 +10,7 @@ dimensions by size is a classical way to be silently wrong.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -19,6 +20,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fxprune.capture import Traced, trace
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,13 @@ def produced(module: nn.Module, parameter: str) -> tuple[int, ...]:
     if isinstance(module, nn.PReLU):
         return ()
     return tuple(range(getattr(module, parameter).dim()))
+
+
+@functools.cache
+def captured(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Traced]:
+    """Return a network and its capture, made once for all tests that change neither."""
+    model, args, kwargs = build(name, dtype)
+    return model, trace(model, args, kwargs=kwargs)
 
 
 def zeroed(model: nn.Module, removed: Removal) -> nn.Module:
@@ -1914,7 +1924,8 @@ class InplaceNarrow(Body):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         a, b = x.narrow(1, 0, 4), x[:, 4:]
-        y = self.c(self.act(a)) + self.c(b.mul_(2))
+        b.mul_(2)
+        y = self.c(self.act(a)) + self.c(b)
         return self.classify(y * self.d(x))
 
 

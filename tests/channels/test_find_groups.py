@@ -14,7 +14,7 @@ from fxprune.capture import trace
 from fxprune.channels import find_groups
 from fxprune.channels.groups import Groups
 from fxprune.errors import InputError
-from tests.networks import NETWORKS, Removal, build, normal, produced, zeroed
+from tests.networks import NETWORKS, Removal, build, captured, normal, produced, zeroed
 
 Unit = frozenset[tuple[str, int, int]]
 
@@ -22,8 +22,7 @@ Unit = frozenset[tuple[str, int, int]]
 @functools.cache
 def groups_of(name: str) -> Groups:
     """Return the groups of a network; no test changes them."""
-    model, args, kwargs = build(name)
-    return find_groups(trace(model, args, kwargs=kwargs))
+    return find_groups(captured(name)[1])
 
 
 def tensors(groups: Groups) -> dict[str, torch.Tensor]:
