@@ -1941,5 +1941,5 @@ class InplaceNestedViews(Body):
         x = self.stem(x)
         inner = x[:, 1:5][:, 1:]
         x.mul_(3)
-        x[:, 3] *= 2
+        x[:, 3:5] *= 2
         return self.classify(self.c(inner))
