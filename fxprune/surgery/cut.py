@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.capture import Traced, propagate
 from fxprune.channels import Groups, find_groups
-from fxprune.errors import PlanError, VerifyError
+from fxprune.errors import InputError, PlanError, VerifyError
 from fxprune.surgery.kept import Kept, removal_of
 from fxprune.surgery.literals import Rewriter
 
@@ -29,6 +29,10 @@ def cut(traced: Traced, removed: Any, groups: Groups | None = None) -> Traced:
         InputError: The removal does not fit this model.
         VerifyError: Shapes disagree after the cut.
     """
+    if getattr(removed, "compensate", None) is not None:
+        raise InputError(
+            f"the plan asks for compensate={removed.compensate!r}, which this version cannot carry out; make it with compensate=None"
+        )
     groups = groups or find_groups(traced)
     kept = Kept(groups, removal_of(removed))
     tensors = _cut_tensors(traced.module, kept)

@@ -147,6 +147,20 @@ def slice_(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
         rewriter.pick(new, new.args[0], d, positions)  # type: ignore[arg-type]
 
 
+@rewrites("slice_scatter")
+def slice_scatter(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
+    source: Any = old.args[0]
+    d = int(argument(old, 2, "dim", 0)) % source.meta["val"].ndim
+    bounds = slice(argument(old, 3, "start"), argument(old, 4, "end"))
+    if any(isinstance(bound, fx.Node) for bound in (bounds.start, bounds.stop)):
+        return
+    positions = _positions(rewriter, source, d, np.arange(_shape(source)[d])[bounds])
+    if positions is not None:
+        if not len(positions):
+            raise PlanError(f"the plan empties the part that {old.name} overwrites; keep at least one channel in it")
+        new.args, new.kwargs = (*new.args[:2], d, int(positions[0]), int(positions[-1]) + 1), {}
+
+
 @rewrites("index_select")
 def index_select(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
     source: Any = old.args[0]

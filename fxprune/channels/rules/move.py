@@ -324,21 +324,30 @@ def glu(flow: Flow, node: fx.Node) -> Axes:
 
 @rule(*packets("slice_scatter", "select_scatter"))
 def scatter(flow: Flow, node: fx.Node) -> Axes:
-    """A part of a tensor is overwritten: the written dimension stays whole, the others go together."""
+    """A part of a tensor is overwritten, index by index; the result is labelled like what it was written into."""
     base, source = node.args[:2]
     d = int(argument(node, 2, "dim", 0)) % len(flow.shape(base))  # type: ignore[arg-type]
-    axes = list(flow.axes(base))
-    others = list(flow.axes(source))
+    axes, others = list(flow.axes(base)), list(flow.axes(source))
     if node.target is aten.select_scatter.default:
+        flow.freeze(axes[d], "one of its indices is overwritten by number")
+        axes[d] = None
         others.insert(d, None)
-    for k, (one, other) in enumerate(zip(axes, others, strict=True)):
-        if k == d:
-            flow.freeze(one, "part of it is overwritten")
-            flow.freeze(other, "it overwrites a part of another tensor")
-            axes[k] = None
-        else:
-            axes[k] = flow.meet(one, other)
+    else:
+        axes[d] = _overwritten(flow, node, axes[d], others[d])
+    for k, other in enumerate(others):
+        if k != d and flow.shape(node)[k] > 1:
+            axes[k] = flow.meet(axes[k], other)
     return tuple(axes)
+
+
+def _overwritten(flow: Flow, node: fx.Node, axis: Axis | None, other: Axis | None) -> Axis | None:
+    bounds = [argument(node, 3, "start"), argument(node, 4, "end"), argument(node, 5, "step", 1)]
+    if axis is None or any(isinstance(bound, fx.Node) for bound in bounds) or bounds[2] != 1:
+        flow.freeze(axis, "part of it is overwritten")
+        flow.freeze(other, "it overwrites a part of another tensor")
+        return None
+    flow.meet(axis[slice(*bounds)], other)
+    return axis
 
 
 @rule(*packets("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "rand", "randn"))

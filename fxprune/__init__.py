@@ -1,0 +1,60 @@
+"""fxprune: structured pruning and graph passes on ``torch.fx``, proved right by numbers on every run."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Groups": "fxprune.channels",
+    "Pipeline": "fxprune.pipeline",
+    "Plan": "fxprune.planning",
+    "Traced": "fxprune.capture",
+    "check_parity": "fxprune.deploy.parity",
+    "count": "fxprune.planning",
+    "cut": "fxprune.surgery",
+    "export_onnx": "fxprune.deploy.onnx",
+    "find_groups": "fxprune.channels",
+    "make_plan": "fxprune.planning",
+    "measure_latency": "fxprune.deploy.latency",
+    "trace": "fxprune.capture",
+    "verify_cut": "fxprune.surgery",
+}
+
+if TYPE_CHECKING:
+    from fxprune.capture import Traced, trace
+    from fxprune.channels import Groups, find_groups
+    from fxprune.deploy.latency import measure_latency
+    from fxprune.deploy.onnx import export_onnx
+    from fxprune.deploy.parity import check_parity
+    from fxprune.pipeline import Pipeline
+    from fxprune.planning import Plan, count, make_plan
+    from fxprune.surgery import cut, verify_cut
+
+__all__ = [
+    "Groups",
+    "Pipeline",
+    "Plan",
+    "Traced",
+    "__version__",
+    "check_parity",
+    "count",
+    "cut",
+    "export_onnx",
+    "find_groups",
+    "make_plan",
+    "measure_latency",
+    "trace",
+    "verify_cut",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names when they are first used, so that ``fxprune --help`` answers without torch."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name == "passes":
+        return importlib.import_module("fxprune.passes")
+    raise AttributeError(f"module 'fxprune' has no attribute {name!r}")

@@ -1,0 +1,73 @@
+"""What every command shares: errors as one paragraph, exit codes, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+
+from fxprune.errors import FxPruneError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+out = Console()
+err = Console(stderr=True)
+_debug = False
+
+INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
+
+
+def set_debug(value: bool) -> None:
+    """Show tracebacks with errors."""
+    global _debug  # noqa: PLW0603 - one switch for the whole process
+    _debug = value
+
+
+def guarded(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn refusals into one paragraph on stderr and the exit code that belongs to them."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except FxPruneError as error:
+            if _debug:
+                traceback.print_exc()
+            err.print(f"fxprune: {error}", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            err.print("fxprune: interrupted; nothing was written", markup=False)
+            raise typer.Exit(INTERRUPTED) from None
+
+    return run
+
+
+class Stages:
+    """Runs the steps of a command one after the other, shows which, and keeps how long each took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def step(self, name: str, what: str) -> Iterator[None]:
+        """Time one step under ``name``; a terminal sees a spinner, a log file one line at its end."""
+        start = time.perf_counter()
+        with out.status(what) if out.is_terminal else contextlib.nullcontext():
+            yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        out.print(f"[green]done[/green] {what} [dim]{time.perf_counter() - start:.1f} s[/dim]", highlight=False)
+
+
+def thousands(value: Any) -> str:
+    """Return a count in a form that people read: 4.1 G, 25.6 M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.2f} {unit}"
+    return str(value)

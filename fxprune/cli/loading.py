@@ -1,0 +1,189 @@
+"""Models, weights and inputs as they are named on the command line."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from fxprune.errors import InputError
+
+
+def parse_fraction(name: str, value: float | None) -> float | None:
+    """Return a budget, which must be a share in (0, 1]."""
+    if value is not None and not 0 < value <= 1:
+        raise InputError(
+            f"--{name} {value} is no share to keep; give a number above 0 and at most 1, for example --{name} 0.5"
+        )
+    return value
+
+
+def parse_arguments(pairs: list[str]) -> dict[str, Any]:
+    """Return keyword arguments of the model from ``name=value``; values are Python literals, else text."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise InputError(f"--model-arg {pair!r} is not of the form name=value")
+        try:
+            found[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            found[name] = text
+    return found
+
+
+def load_model(spec: str, arguments: list[str], weights: Path | None, seed: int) -> Any:
+    """Build the model that ``package.module:callable`` or ``file.py:callable`` names, in eval mode, and load its weights.
+
+    Raises:
+        InputError: The specification, the module, the callable or the weights cannot be used.
+    """
+    import torch
+
+    place, colon, name = spec.rpartition(":")
+    if not colon or not place or not name:
+        raise InputError(
+            f"{spec!r} names no model; write package.module:callable or path/file.py:callable, as in torchvision.models:resnet18"
+        )
+    module = _import(place, spec)
+    factory: Any = module
+    for atom in name.split("."):
+        if not hasattr(factory, atom):
+            raise InputError(f"{place} has no attribute {atom!r}; it is where {spec!r} was looked for")
+        factory = getattr(factory, atom)
+    torch.manual_seed(seed)
+    model = _build(factory, spec, parse_arguments(arguments))
+    if weights is not None:
+        load_weights(model, weights)
+    return model.eval()
+
+
+def _import(place: str, spec: str) -> Any:
+    try:
+        if place.endswith(".py"):
+            return _import_file(Path(place))
+        sys.path.insert(0, "")  # a module beside the user counts, as with ``python -m``
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{spec!r}: there is no module {error.name!r} here; install it, or check the spelling"
+        ) from error
+    except InputError:
+        raise
+    except Exception as error:  # whatever a user's module does at import is reported, not swallowed
+        hint = "; run `fxprune doctor`, which explains this case" if "torchvision::nms" in str(error) else ""
+        raise InputError(f"importing {place} for {spec!r} failed: {type(error).__name__}: {error}{hint}") from error
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    loader = importlib.util.spec_from_file_location(path.stem, path)
+    assert loader is not None and loader.loader is not None
+    module = importlib.util.module_from_spec(loader)
+    sys.modules[path.stem] = module
+    sys.path.insert(0, str(path.resolve().parent))
+    loader.loader.exec_module(module)
+    return module
+
+
+def _build(factory: Any, spec: str, arguments: dict[str, Any]) -> Any:
+    from torch import nn
+
+    if isinstance(factory, nn.Module):
+        return factory
+    if not callable(factory):
+        raise InputError(
+            f"{spec!r} is a {type(factory).__name__}; it must be a torch.nn.Module or a callable that returns one"
+        )
+    try:
+        model = factory(**arguments)
+    except Exception as error:
+        raise InputError(
+            f"calling {spec} with {arguments or 'no arguments'} failed: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{spec!r} returned a {type(model).__name__}; it must return a torch.nn.Module")
+    return model
+
+
+def load_weights(model: Any, path: Path) -> None:
+    """Load a safetensors file or a checkpoint of tensors (never a pickle of code) into a model.
+
+    Raises:
+        InputError: The file is missing, damaged, of another kind than its name says, or does not fit the model.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no weights file {path}")
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+    for wrapper in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:5]]
+        raise InputError(
+            f"the weights in {path} do not fit {type(model).__name__}: {' '.join(lines) or error}"
+        ) from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        head = path.read_bytes()[:2]
+        kind = (
+            "it looks like a torch checkpoint: rename it to .pt"
+            if head in (b"PK", b"\x80\x02")
+            else "it is damaged or cut short"
+        )
+        raise InputError(f"{path} is no readable safetensors file ({error}); {kind}") from error
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises almost anything
+        first = str(error).splitlines()[0] if str(error) else ""
+        raise InputError(
+            f"{path} cannot be read as a checkpoint of tensors: {type(error).__name__}: {first[:200]}; it is damaged, cut short, or holds "
+            "pickled code, which fxprune does not run: save model.state_dict() instead"
+        ) from error
+    if not isinstance(state, dict):
+        raise InputError(f"{path} holds a {type(state).__name__}, not a state_dict; save model.state_dict()")
+    return state
+
+
+def example_inputs(specs: list[str], seed: int) -> tuple[Any, ...]:
+    """Return random tensors for ``1x3x224x224[:dtype]`` specifications; integers are small ids."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    tensors = []
+    for spec in specs or ["1x3x224x224"]:
+        found = re.fullmatch(r"(\d+(?:x\d+)*)(?::(\w+))?", spec)
+        if found is None:
+            raise InputError(
+                f"--input {spec!r} is no shape; write sizes joined by x, and a dtype after a colon if it is not float32: 1x128:int64"
+            )
+        shape = [int(size) for size in found[1].split("x")]
+        dtype = getattr(torch, found[2] or "float32", None)
+        if not isinstance(dtype, torch.dtype):
+            raise InputError(
+                f"--input {spec!r}: torch has no dtype {found[2]!r}; use float32, float16, int64, bool and the like"
+            )
+        if dtype.is_floating_point:
+            tensors.append(torch.randn(shape, generator=generator).to(dtype))
+        else:
+            tensors.append(torch.randint(0, 2 if dtype is torch.bool else 8, shape, generator=generator).to(dtype))
+    return tuple(tensors)

@@ -1,0 +1,273 @@
+"""``optimize``: the whole way from a model to a smaller, verified ONNX file with a report."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+import fxprune
+from fxprune.cli.console import Stages, out, thousands
+from fxprune.cli.loading import example_inputs, load_model, parse_fraction
+from fxprune.errors import EnvironmentProblem, InputError, VerifyError
+
+PARITY_TOLERANCE = 1e-4
+RUNTIMES = ("onnxruntime-cpu",)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the command, as given."""
+
+    model: str
+    out: Path
+    inputs: tuple[str, ...] = ()
+    model_args: tuple[str, ...] = ()
+    weights: Path | None = None
+    macs: float | None = None
+    params: float | None = None
+    channels: float | None = None
+    importance: str = "l2"
+    allocation: str = "global"
+    round_to: str = "auto"
+    protect: tuple[str, ...] = ()
+    threads: int = 1
+    runtime: str = "onnxruntime-cpu"
+    latency: bool = True
+    onnx: bool = True
+    seconds: float = 10.0
+    seed: int = 0
+
+
+def run(options: Options) -> None:
+    """Carry the command out; files appear in the output folder only when everything has passed.
+
+    Raises:
+        FxPruneError: With the exit code of the design: input, budget, check or environment.
+    """
+    budget = _budget(options)
+    if options.runtime not in RUNTIMES:
+        raise EnvironmentProblem(
+            f"--runtime {options.runtime} is not available; this version measures on {', '.join(RUNTIMES)}"
+        )
+    stages = Stages()
+    with _staging(options.out) as folder:
+        report = _optimize(options, budget, stages, folder)
+        _publish(folder, options.out)
+    _show(report, options)
+    if not report["ok"]:
+        raise VerifyError(f"a check did not pass; see {options.out / 'report.html'}")
+
+
+def _budget(options: Options) -> dict[str, float]:
+    given = {name: getattr(options, name) for name in ("macs", "params", "channels")}
+    found = {name: value for name, value in given.items() if parse_fraction(name, value) is not None}
+    if len(found) != 1:
+        raise InputError(
+            "give exactly one budget: --macs, --params or --channels, each the share to keep, as in --macs 0.5"
+        )
+    return found
+
+
+@contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    """A folder beside the output in which files grow; gone afterwards, whatever happened."""
+    if target.exists() and not target.is_dir():
+        raise InputError(f"--out {target} is a file; name a folder")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise InputError(
+            f"cannot write beside --out {target}: {error.strerror or error}; name a folder that can be written"
+        ) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(folder: Path, target: Path) -> None:
+    """Move every file into the output folder, each in one step; the report, which names the others, comes last."""
+    from fxprune.deploy.files import atomic_write
+
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make --out {target}: {error.strerror or error}") from error
+    for source in sorted(folder.iterdir(), key=lambda p: p.name.startswith("report")):
+        atomic_write(target / source.name, _copier(source))
+
+
+def _copier(source: Path) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        shutil.copyfile(source, path)
+
+    return write
+
+
+def _optimize(options: Options, budget: dict[str, float], stages: Stages, folder: Path) -> dict[str, Any]:
+    from fxprune.capture import trace
+    from fxprune.channels import find_groups
+    from fxprune.passes import FuseBatchNorm, RemoveIdentity
+    from fxprune.pipeline import Pipeline
+    from fxprune.planning import count, make_plan
+    from fxprune.surgery import cut, verify_cut
+
+    with stages.step("load", f"load {options.model}"):
+        model = load_model(options.model, list(options.model_args), options.weights, options.seed)
+    with stages.step("capture", "capture the graph"):
+        dense = trace(model, example_inputs(list(options.inputs), options.seed))
+    with stages.step("analysis", "find coupled channels"):
+        groups = find_groups(dense)
+        listed = groups.groups
+    with stages.step("plan", "plan under the budget"):
+        plan = make_plan(
+            dense, **budget, importance=options.importance, allocation=options.allocation, round_to=_round_to(options.round_to),
+            protect=options.protect, seed=options.seed, groups=groups,
+        )  # fmt: skip
+    with stages.step("surgery", "remove channels"):
+        pruned = cut(dense, plan, groups)
+    with stages.step("verify", "compare with the masked reference in float64"):
+        check = verify_cut(dense, pruned, plan, groups)
+    widths = _widths(dense, pruned)
+    with stages.step("passes", "fold batch norms"):
+        result = Pipeline([RemoveIdentity(), FuseBatchNorm()])(pruned)
+    report = {
+        "schema": 1,
+        "ok": check.ok,
+        "model": options.model,
+        "versions": _versions(),
+        "before": _cost(count(dense)),
+        "after": _cost(count(pruned)),
+        "groups": {
+            "total": len(listed),
+            "prunable": sum(g.units > 0 for g in listed),
+            "frozen": [{"parameters": [n for n, _ in g.parameters], "reason": g.reason} for g in listed if not g.units],
+        },
+        "verify": {"max_relative_error": check.max_relative_error, "dtype": check.dtype, "ok": check.ok},
+        "notes": [*dense.notes, *plan.notes],
+        "widths": widths,
+        "passes": [r.to_dict() for r in result.report],
+        "plan": {
+            "hash": plan.hash,
+            "importance": plan.importance,
+            "allocation": plan.allocation,
+            "round_to": plan.round_to,
+            "budget": budget,
+        },
+        "seconds": {**dict.fromkeys(("export", "latency"), 0.0), **stages.seconds},
+    }
+    _deploy(options, dense, result.traced, report, stages, folder)
+    _write(folder, pruned, plan, report)
+    return report
+
+
+def _deploy(options: Options, dense: Any, final: Any, report: dict[str, Any], stages: Stages, folder: Path) -> None:
+    """Export, compare and measure what was asked for, and put the figures into the report."""
+    if not options.onnx:
+        return
+    from fxprune.deploy.latency import measure_latency
+    from fxprune.deploy.onnx import export_onnx
+    from fxprune.deploy.parity import check_parity
+
+    metadata = {"model": options.model, "plan": report["plan"]["hash"], "budget": json.dumps(report["plan"]["budget"])}
+    path = folder / "model.onnx"
+    with stages.step("export", "export to ONNX and compare"):
+        exported = export_onnx(final, path, metadata=metadata)
+        parity = check_parity(final, path, seed=options.seed)
+    passed = parity.max_relative_error <= PARITY_TOLERANCE
+    report["onnx"] = {
+        **exported.to_dict(),
+        "max_relative_error": parity.max_relative_error,
+        "batches": list(parity.batches),
+        "ok": passed,
+    }
+    report["ok"] = report["ok"] and passed
+    report["seconds"] |= stages.seconds
+    if not options.latency:
+        return
+    with tempfile.TemporaryDirectory() as scratch, stages.step("latency", "measure latency beside the dense model"):
+        baseline = Path(scratch) / "dense.onnx"
+        export_onnx(dense, baseline)
+        found = measure_latency(path, baseline, threads=options.threads, seconds=options.seconds, seed=options.seed)
+    report["latency"] = {**found.to_dict(samples=False), "control_holds": found.control_holds}
+    report["seconds"] |= stages.seconds
+
+
+def _write(folder: Path, pruned: Any, plan: Any, report: dict[str, Any]) -> None:
+    from safetensors.torch import save_model
+
+    from fxprune.cli.report_html import render
+
+    save_model(pruned.module, str(folder / "model.safetensors"))
+    (folder / "plan.json").write_text(plan.to_json(indent=2))
+    (folder / "report.json").write_text(json.dumps(report, indent=2, default=str))
+    (folder / "report.html").write_text(render(report))
+
+
+def _round_to(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise InputError(f"--round-to {text!r} is neither 'auto' nor a whole number from 1 up")
+    return int(text)
+
+
+def _cost(cost: Any) -> dict[str, int]:
+    return {"params": int(cost.params), "macs": int(cost.macs), "bytes": int(cost.bytes)}
+
+
+def _widths(dense: Any, pruned: Any) -> list[dict[str, Any]]:
+    """Return the output widths of every layer with a weight matrix or kernel, before and after."""
+    after = dict(pruned.module.named_parameters())
+    return [
+        {"name": name.removesuffix(".weight"), "before": int(weight.shape[0]), "after": int(after[name].shape[0])}
+        for name, weight in dense.module.named_parameters()
+        if weight.ndim >= 2 and name in after and name.endswith("weight")
+    ]
+
+
+def _versions() -> dict[str, str]:
+    import onnxruntime
+    import torch
+
+    return {
+        "fxprune": fxprune.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def _show(report: dict[str, Any], options: Options) -> None:
+    table = Table(title=f"{options.model}: {'all checks passed' if report['ok'] else 'a check did not pass'}")
+    table.add_column("")
+    for column in ("before", "after", "kept"):
+        table.add_column(column, justify="right")
+    before, after = report["before"], report["after"]
+    for key, label in (("macs", "MACs"), ("params", "parameters")):
+        table.add_row(label, thousands(before[key]), thousands(after[key]), f"{after[key] / before[key]:.1%}")
+    latency = report.get("latency")
+    if latency:
+        interval = f"{latency['ratio']:.3f} [{latency['ratio_low']:.3f}, {latency['ratio_high']:.3f}]"
+        table.add_row(
+            f"ms, {options.threads} thread", f"{latency['dense_ms']:.2f}", f"{latency['pruned_ms']:.2f}", interval
+        )
+    table.add_row("float64 error", "", f"{report['verify']['max_relative_error']:.1e}", "allowed 1e-09")
+    if "onnx" in report:
+        table.add_row(
+            "ONNX error", "", f"{report['onnx']['max_relative_error']:.1e}", f"allowed {PARITY_TOLERANCE:.0e}"
+        )
+    out.print(table)
+    for note in report["notes"]:
+        out.print(f"note: {note}", markup=False, highlight=False)
+    out.print(f"written to {options.out}", highlight=False)
