@@ -54,8 +54,8 @@ def _prune(model: nn.Module, inputs: tuple[torch.Tensor, ...], recorder: Recorde
     recorder.set(batch=batch, notes=list(traced.notes), nodes=len(traced.module.graph.nodes))
     with recorder.stage("analysis"):
         groups = find_groups(traced)
-    live = int(groups.live.sum())
-    recorder.set(families=len(groups.families), groups=live, frozen=len(groups.live) - live)
+        live, families = int(groups.live.sum()), len(groups.families)  # inside the stage, should they be lazy
+    recorder.set(families=families, groups=live, frozen=len(groups.live) - live)
     with recorder.stage("plan"):
         plan = make_plan(traced, macs=KEEP_MACS, groups=groups)
     recorder.set(notes=[*traced.notes, *plan.notes], planned_macs_kept=plan.after.macs / plan.before.macs)

@@ -58,6 +58,13 @@ def test_build_answers_to_its_input():
     _zoo_check.require_telling(_zoo_check.outputs(model, _zoo_models.make_inputs("mobilenet_v3_small", 2)))
 
 
+def test_build_does_not_blow_up_rounding():
+    model, (x,) = _zoo_models.build("mobilenet_v3_small"), _zoo_models.make_inputs("mobilenet_v3_small", 2)
+    nudged = x + 1e-5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    error = _zoo_check.relative_error(_zoo_check.outputs(model, (nudged,)), _zoo_check.outputs(model, (x,)))
+    assert error < 1e-3
+
+
 def test_randomize_fills_a_zero_head():
     head = nn.Linear(4, 3)
     nn.init.zeros_(head.weight)
