@@ -123,7 +123,7 @@ def calibrate(model: nn.Module, name: str, seed: int) -> None:
 def _blur(norm: _BatchNorm, generator: torch.Generator) -> None:
     """Scale each running variance by 0.6 to 1.7 and move each mean by up to 0.2 deviations.
 
-    The factors leave the gain of a layer near one. With 0.5 to 1.5 it is 1.1, and a hundred layers of that turn rounding
+    The factors leave the gain of a layer near one. With 0.5 to 1.5 it is 1.1, and a hundred of those turn rounding
     in float32 into half the output; with 1 to 2 a deep network hardly answers to its input.
     """
     assert norm.running_mean is not None
