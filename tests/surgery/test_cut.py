@@ -108,6 +108,41 @@ def test_equals_the_eager_model_with_zeroed_producers(name: str, seed: int | Non
         assert any(float((left - right).abs().max()) > 1e-6 for left, right in zip(expected, whole, strict=True))
 
 
+# ---------------------------------------------------------------- against the eager model on the cut weights
+
+
+def grafted(model: nn.Module, small: nn.Module) -> nn.Module:
+    """Return a copy of the eager model that holds the cut tensors and the sizes that go with them."""
+    model = copy.deepcopy(model)
+    for path, module in model.named_modules():
+        source = small.get_submodule(path)
+        for name in [*module._parameters, *module._buffers]:
+            setattr(module, name, getattr(source, name))
+        for name, value in vars(source).items():
+            if isinstance(value, int | tuple) and not name.startswith("_") and name in vars(module):
+                setattr(module, name, value)
+    return model
+
+
+# Networks with statistics or constants, where a zeroed channel is not a removed one, and whose code names no size.
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("layer_norm", "layer_norm_image", "layer_norm_functional", "group_norm", "group_norm_shared", "rms_by_hand"),
+        *("rms_norm", "layer_scale", "class_token", "softmax_channels", "cumsum_channels", "channel_mean", "mixer"),
+        *("channel_max", "buffer_per_channel", "standardised_weight", "width_linear"),
+        *("residual", "concat", "glu", "squeeze_excite", "flip_add", "tied_weights", "lstm", "bidirectional_gru"),
+    ],
+)
+@with_seeds
+def test_equals_the_eager_model_on_the_cut_weights(name: str, seed: int | None) -> None:
+    model, _, small, _ = pruned(name, seed)
+    args, kwargs = small.inputs(batch=3, seed=5)
+    with torch.no_grad():
+        expected = flat(grafted(model, small.module)(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+    assert_close(small.run(args, kwargs), expected)
+
+
 # ---------------------------------------------------------------- what is left
 
 
