@@ -37,8 +37,10 @@ def run(name: str, seed: int, recorder: Recorder) -> None:
     macs_after = _count(pruned)
     recorder.set(macs_after=macs_after, macs_kept=macs_after / macs, layers_cut=len(plan.removed))
     _verify(traced, pruned, plan, groups, recorder)
+    recorder.phase("export")
     _export(pruned, recorder)
     del traced, groups, model  # the second check builds the original again, in float64
+    recorder.phase("second check")
     _second_check(name, seed, plan.removed, pruned, recorder)
 
 

@@ -23,7 +23,7 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one worker: seconds for the tool's own work, seconds for building and for checking, GiB of memory."""
+    """Bounds of one worker: seconds for the tool's own work, for each other phase (build, checks, export), and GiB."""
 
     work: float = 120.0
     check: float = 600.0
@@ -117,10 +117,11 @@ def finish(job: Job, broken: str = "") -> Record:
     job.log.close()
     record = job.read()
     record["peak_rss_mib"] = max(record.get("peak_rss_mib", 0), job.peak // 2**20)
-    if "outcome" not in record or broken:
+    if record["phase"] != "done":
         tail = Path(job.log.name).read_text(encoding="utf-8", errors="replace")[-600:]
         why = broken or f"process ended with code {job.process.returncode}: {tail}"
-        record["outcome"], record["detail"] = "failed", f"{why} (in {record['stage']})"
+        record.setdefault("outcome", "failed")  # what was found before stays found: the detail says where it ended
+        record["detail"] = f"{why} (in {record['stage']})"
     record.pop("phase_since", None)
     record["wall_seconds"] = round(time.monotonic() - job.started, 1)
     return record

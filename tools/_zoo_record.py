@@ -58,7 +58,7 @@ class Recorder:
         self._write()
 
     def phase(self, name: str) -> None:
-        """Enter a phase (build, work or check): the parent bounds the time of each by itself."""
+        """Enter a phase (build, work, check...): the parent bounds the time of each by itself."""
         self.set(phase=name, phase_since=time.time(), **{f"rss_before_{name}_mib": _peak()})
 
     @contextmanager
