@@ -97,6 +97,7 @@ def _run_starts(flow: Flow) -> Axis:
 
 def explain(groups: Groups, flow: Flow, parameter: str, dim: int) -> Explanation:
     """See :meth:`Groups.explain`."""
+    parameter = flow.aliases.get(parameter, parameter)
     if parameter not in flow.parameters:
         near = difflib.get_close_matches(parameter, list(flow.parameters), n=3, cutoff=0.3)
         hint = f"; near it: {', '.join(near)}" if near else ""

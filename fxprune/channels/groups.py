@@ -17,7 +17,7 @@ from fxprune.channels.coupling import Explanation, build_coupling, explain
 from fxprune.channels.labels import Axis
 from fxprune.channels.resolve import resolve
 from fxprune.channels.rules import Flow
-from fxprune.errors import InputError
+from fxprune.errors import InputError, PlanError
 
 _QUIET = (
     "reads an input that carries no channels",
@@ -71,8 +71,9 @@ class Groups:
 
     def axis(self, name: str, dim: int) -> Axis | None:
         """Return the class id of every index of a parameter's dimension; None where it carries no channels."""
+        name = self._flow.aliases.get(name, name)
         axes = self._flow.parameters.get(name)
-        return None if axes is None or axes[dim] is None else self._axis(name, dim)
+        return None if axes is None or dim >= len(axes) or axes[dim] is None else self._axis(name, dim)
 
     def of(self, node: fx.Node) -> Any:
         """Return the class ids of a node's value, one array (or None) per dimension; a list of such for several outputs."""
@@ -95,7 +96,8 @@ class Groups:
         if origin < 0:
             return ""
         _, reason, place = self._flow.labels.frozen[origin]
-        return f"{reason} (at {place})"
+        source = self._flow.sources.get(place, "")
+        return f"{reason} (at {place}{', ' + source if source else ''})"
 
     @functools.cached_property
     def families(self) -> list[npt.NDArray[np.int64]]:
@@ -132,20 +134,20 @@ class Groups:
         """Return which classes a removal names.
 
         Raises:
-            InputError: A named index carries no channel, is frozen, or its partners are not all named.
+            PlanError: A named index carries no channel, is frozen, or its partners are not all named.
         """
         gone = np.zeros(self.size, bool)
         for name, dims in removed.items():
             for d, indices in dims.items():
-                axis = self.axis(name, int(d)) if name in self._flow.parameters else None
+                axis = self.axis(name, int(d))
                 if axis is None or (indices and max(indices) >= axis.size):
-                    raise InputError(
+                    raise PlanError(
                         f"dimension {d} of {name} has no channels to remove in this model; make the plan for this model"
                     )
                 gone[axis[np.asarray(indices, np.int64)]] = True
         if (gone & ~self.live).any():
             stuck = int(np.flatnonzero(gone & ~self.live)[0])
-            raise InputError(
+            raise PlanError(
                 f"the removal names a channel that has to stay: {self.reason(stuck)}; make the plan for this model"
             )
         for name, d in self.parameters:
@@ -153,7 +155,7 @@ class Groups:
             named = removed.get(name, {}).get(d, [])
             if list(wanted) != sorted(named):
                 missing = sorted(set(wanted.tolist()) - set(named))
-                raise InputError(
+                raise PlanError(
                     f"indices {missing[:5]} of dimension {d} of {name} go with channels that are removed, and are not named"
                 )
         return gone

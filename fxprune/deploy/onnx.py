@@ -112,6 +112,14 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _export(traced: Traced, opset: int | None) -> torch.onnx.ONNXProgram:
+    try:
+        return _call_exporter(traced, opset, optimize=True)
+    except InputError:
+        # The exporter's optimiser fails on some graphs that it translates well: a split by a symbolic size, for one.
+        return _call_exporter(traced, opset, optimize=False)
+
+
+def _call_exporter(traced: Traced, opset: int | None, *, optimize: bool) -> torch.onnx.ONNXProgram:
     shapes = named_shapes(traced) if traced.batch_is_dynamic else None
     try:
         with evaluating(traced.module), _quiet():
@@ -121,7 +129,7 @@ def _export(traced: Traced, opset: int | None) -> torch.onnx.ONNXProgram:
                 kwargs=traced.kwargs,
                 dynamo=True,
                 verbose=False,
-                optimize=True,
+                optimize=optimize,
                 opset_version=opset,
                 dynamic_shapes=shapes,
             )

@@ -50,6 +50,8 @@ def cut(traced: Traced, removed: Any, groups: Groups | None = None) -> Traced:
     result = traced.with_module(module)
     propagate(module, traced.args, traced.kwargs)
     _check_shapes(pairs, kept)
+    module.graph.eliminate_dead_code()  # lists of positions that were replaced
+    module.recompile()
     return result
 
 
@@ -138,9 +140,7 @@ def _fit_recurrent(layer: nn.RNNBase) -> None:
     if layer.proj_size:
         projection: Any = layer.weight_hr_l0
         layer.proj_size = projection.shape[0]
-    # The flat list of weights that the kernel is called with is kept beside the parameters.
-    layer._flat_weights = [getattr(layer, name) for name in layer._flat_weights_names]
-    layer._flat_weight_refs = []
+    layer._init_flat_weights()  # the kernel is called with a flat list of weights that is kept beside the parameters
 
 
 def _check_shapes(pairs: list[tuple[fx.Node, fx.Node]], kept: Kept) -> None:

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from fxprune.channels.rules.move import argument
-from fxprune.errors import PlanError
+from fxprune.channels.rules.move import argument, constant
 from fxprune.surgery.kept import Kept
 
 aten = torch.ops.aten
@@ -77,6 +76,8 @@ class Rewriter:
     def pick(self, new: fx.Node, source: fx.Node, dim: int, positions: Any) -> None:
         """Turn a node into an index_select with a constant list of positions."""
         name = f"{new.name}_positions"
+        while hasattr(self.source, name):  # an earlier cut may have made one
+            name += "_"
         self.constants[name] = torch.as_tensor(np.asarray(positions), dtype=torch.int64)
         with new.graph.inserting_before(new):
             index = new.graph.get_attr(name)
@@ -116,8 +117,6 @@ def split(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
     if all(piece[d] is None or not rewriter.kept.gone[piece[d]].any() for piece in axes):
         return
     sections = [int(rewriter.kept.mask(piece[d]).sum()) for piece in axes]
-    if 0 in sections:
-        raise PlanError(f"the plan empties one part of {old.name}; keep at least one channel in each part")
     new.target, new.args, new.kwargs = aten.split_with_sizes.default, (new.args[0], sections, d), {}
 
 
@@ -156,8 +155,9 @@ def slice_scatter(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
         return
     positions = _positions(rewriter, source, d, np.arange(_shape(source)[d])[bounds])
     if positions is not None:
-        if not len(positions):
-            raise PlanError(f"the plan empties the part that {old.name} overwrites; keep at least one channel in it")
+        if not len(positions):  # nothing is left of what is overwritten
+            new.target, new.args, new.kwargs = aten.alias.default, new.args[:1], {}
+            return
         new.args, new.kwargs = (*new.args[:2], d, int(positions[0]), int(positions[-1]) + 1), {}
 
 
@@ -176,14 +176,10 @@ def index(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
 
 
 def _reindex(rewriter: Rewriter, new: fx.Node, source: Any, d: int, index_node: Any) -> None:
-    if rewriter.kept.axes(source)[d] is None or index_node.op != "get_attr":
+    values = constant(rewriter.source, index_node)
+    if rewriter.kept.axes(source)[d] is None or values is None or values.ndim != 1:
         return
-    values: Any = rewriter.source
-    for atom in index_node.target.split("."):
-        values = getattr(values, atom)
-    if values.ndim != 1:
-        return
-    positions = _positions(rewriter, source, d, values.cpu().numpy())
+    positions = _positions(rewriter, source, d, values)
     if positions is not None:
         rewriter.pick(new, new.args[0], d, positions)  # type: ignore[arg-type]
 

@@ -93,6 +93,18 @@ class Masked(Widened):
         value = self._over_kept(node, masks) if masks else super().run_node(node)
         return value if node.op == "output" else self._zeroed(value, self.kept.axes(node))
 
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        layer = self.fetch_attr(target)
+        if not isinstance(layer, nn.RNNBase):
+            return super().call_module(target, args, kwargs)
+        # What a recurrent layer remembers never leaves it, so the removed units are silenced in its weights.
+        axes = {
+            name: [self.kept.groups.axis(f"{target}.{name}", d) for d in range(w.ndim)]
+            for name, w in layer.named_parameters()
+        }
+        weights = {name: self._zeroed(self.widen(w), axes[name]) for name, w in layer.named_parameters()}
+        return torch.func.functional_call(layer, weights, args, kwargs)
+
     def _zeroed(self, value: Any, axes: Any) -> Any:
         if isinstance(value, Tensor):
             for d, axis in enumerate(axes or ()):
@@ -139,8 +151,8 @@ class Masked(Widened):
         for d, place in places.items():
             value = value.index_select(d, place)
         result = self._call_narrowed(node, value, rest, kwargs, places, source.ndim)
-        if result.ndim != source.ndim or result.shape != value.shape:
-            return result  # a reduction: the dimension is gone
+        if getattr(node.target, "overloadpacket", None) in _REDUCTIONS:
+            return result
         for d, place in places.items():
             shape = list(result.shape)
             shape[d] = source.shape[d]
@@ -183,6 +195,5 @@ def _narrow_last(tensor: Tensor, places: dict[int, Tensor], ndim: int) -> Tensor
     return tensor
 
 
-_STATISTICS = {
-    aten.mean, aten.amax, aten.amin, aten.var, aten.std, aten.prod, aten.logsumexp, aten.all, aten.softmax, aten.log_softmax, aten._softmax,
-}  # fmt: skip
+_REDUCTIONS = {aten.mean, aten.amax, aten.amin, aten.var, aten.std, aten.prod, aten.logsumexp, aten.all}
+_STATISTICS = _REDUCTIONS | {aten.softmax, aten.log_softmax, aten._softmax}

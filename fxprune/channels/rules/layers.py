@@ -27,7 +27,10 @@ def _convolve(flow: Flow, node: fx.Node, weight: Axes, bias: Axis | None, groups
     out = weight[0]
     if groups == 1:
         flow.meet(axes[channel], weight[1], "reads an input that carries no channels")
-    elif out is not None:
+    elif out is None:
+        flow.freeze(axes[channel], "the groups of this convolution have no output channels to go with")
+        flow.freeze(weight[1], "the groups of this convolution have no output channels to go with")
+    else:
         inputs = (
             (None, None) if axes[channel] is None else flow.labels.split(axes[channel], (groups, shape[1]), flow.place)
         )
@@ -37,8 +40,8 @@ def _convolve(flow: Flow, node: fx.Node, weight: Axes, bias: Axis | None, groups
         )
         if shape[1] > 1:
             flow.meet(inputs[1], weight[1], "the inputs of each group cannot be told apart")
-    if bias is not None and out is not None:
-        flow.labels.tie(out, bias)
+    if bias is not None:
+        out = flow.meet(out, bias)
     return (*axes[:channel], out, *[None] * (len(shape) - 2))
 
 
@@ -84,8 +87,8 @@ def _transposed(
         row, _ = flow.labels.split(weight[0], (groups, shape[0] // groups), flow.place)
         flow.groups[node] = row
         out = flow.labels.merge((row, weight[1]), (groups, shape[1]), flow.place)
-    if bias is not None and out is not None:
-        flow.labels.tie(out, bias)
+    if bias is not None:
+        out = flow.meet(out, bias)
     return (*axes[:channel], out, *[None] * (len(shape) - 2))
 
 
@@ -106,9 +109,8 @@ def transposed(flow: Flow, node: fx.Node) -> Axes:
 def _linear(flow: Flow, node: fx.Node, weight: Axes, bias: Axis | None) -> Axes:
     axes = flow.axes(node.args[0])
     flow.meet(axes[-1], weight[1], "reads an input that carries no channels")
-    if bias is not None and weight[0] is not None:
-        flow.labels.tie(weight[0], bias)
-    return (*axes[:-1], weight[0])
+    out = weight[0] if bias is None else flow.meet(weight[0], bias)
+    return (*axes[:-1], out)
 
 
 @rule(nn.Linear)
@@ -125,6 +127,16 @@ def linear(flow: Flow, node: fx.Node) -> Axes:
         flow.meet(flow.axes(node.args[0])[-1], weight[0])
         return flow.axes(node.args[0])[:-1]
     return _linear(flow, node, weight, _bias(flow, _functional(node, "bias")))
+
+
+@rule(*packets("_weight_norm"))
+def weight_norm(flow: Flow, node: fx.Node) -> Axes:
+    """One gain per slice along one dimension; what is cut from the others adds nothing to the norms."""
+    axes = list(flow.axes(node.args[0]))
+    d = int(_functional(node, "dim")) % len(axes)
+    gain = flow.axes(node.args[1])
+    axes[d] = flow.meet(axes[d], gain[d])
+    return tuple(axes)
 
 
 def _embed(flow: Flow, weight: Axes, indices: fx.Node) -> Axes:
@@ -151,13 +163,22 @@ def recurrent(flow: Flow, node: fx.Node) -> Any:
     gates = {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
     axes = flow.axes(source)
     feed, directions = axes[-1], 2 if layer.bidirectional else 1
+    outs: list[Axis] = []
     for depth in range(layer.num_layers):
         outs = [_cell(flow, layer, f"_l{depth}{'_reverse' if k else ''}", gates, feed) for k in range(directions)]
         feed = np.concatenate(outs)
         _meet_state(flow, state, outs)
-    out = (*axes[:-1], feed)
-    hidden = flow.opaque(node.meta["val"][1])
-    return [out, hidden]
+    return [(*axes[:-1], feed), _final_state(node, outs[0], layer)]
+
+
+def _final_state(node: fx.Node, out: Axis, layer: Any) -> Any:
+    """The final state of every layer and direction is as wide as the hidden units, which all shrink in step."""
+    value = node.meta["val"][1]
+    units = out if not layer.proj_size else None  # with a projection the cell state is wider than what the layer gives
+    if isinstance(value, Tensor):
+        return (*[None] * (value.ndim - 1), out)
+    lead = [None] * (value[0].ndim - 1)
+    return [(*lead, out), (*lead, units)]
 
 
 def _cell(flow: Flow, layer: Any, suffix: str, gates: int, feed: Axis | None) -> Axis:
@@ -177,12 +198,13 @@ def _cell(flow: Flow, layer: Any, suffix: str, gates: int, feed: Axis | None) ->
     flow.meet(feed, inputs[1], "reads an input that carries no channels")
     result = units
     if projection is not None:
+        flow.freeze(units, "a projected cell keeps its units; its projection can be cut")
         flow.meet(projection[1], units)
         result = projection[0] if projection[0] is not None else units
     flow.meet(hidden[1], result)
     if layer.num_layers > 1 or layer.bidirectional:
         # All layers and directions of one module share one hidden size, so their units can only shrink in step.
-        flow.labels.tie(units, flow.labels.shared_units(id(layer), units))
+        flow.labels.tie(result, flow.labels.shared_units(id(layer), result))
     return result
 
 

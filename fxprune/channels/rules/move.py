@@ -170,11 +170,14 @@ def narrow(flow: Flow, node: fx.Node) -> Axes:
     return tuple(axes)
 
 
-def constant(flow: Flow, value: Any) -> np.ndarray[Any, Any] | None:
+def constant(module: fx.GraphModule, value: Any) -> np.ndarray[Any, Any] | None:
     """Return the values of an operand that is a buffer or a constant of the model's code."""
+    copies = packets("lift_fresh_copy", "_to_copy", "to", "clone", "alias", "detach", "contiguous", "detach_copy")
+    while isinstance(value, fx.Node) and getattr(value.target, "overloadpacket", None) in copies:
+        value = value.args[0]
     if not isinstance(value, fx.Node) or value.op != "get_attr":
         return None
-    found: Any = flow.module
+    found: Any = module
     for atom in str(value.target).split("."):
         found = getattr(found, atom)
     trainable = isinstance(found, Tensor) and found.requires_grad
@@ -190,7 +193,9 @@ def index_select(flow: Flow, node: fx.Node) -> Axes:
 
 
 def _picked(flow: Flow, axis: Axis | None, index: Any) -> Axis | None:
-    values = constant(flow, index)
+    values = constant(flow.module, index)
+    for own in flow.axes(index):
+        flow.freeze(own, "its values are positions")
     if axis is None:
         return None
     if values is None or values.ndim != 1 or values.dtype == np.bool_:

@@ -50,8 +50,11 @@ class Flow:
         self.groups: dict[fx.Node, Axis | None] = {}
         self.node: fx.Node | None = None
         self._names: dict[int, str] = {}
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            self._names.setdefault(id(tensor), name)
+        self.aliases: dict[str, str] = {}  # every name of a tied tensor -> the one it is listed under
+        self.sources = {n.name: _short(n.meta.get("source", "")) for n in module.graph.nodes}
+        tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+        for name, tensor in tensors:
+            self.aliases[name] = self._names.setdefault(id(tensor), name)
 
     # reading
 
@@ -187,3 +190,9 @@ class Flow:
 def packets(*names: str) -> list[Any]:
     """Return the ATen packets of these names that this version of torch has."""
     return [getattr(torch.ops.aten, name) for name in names if hasattr(torch.ops.aten, name)]
+
+
+def _short(source: str) -> str:
+    """Return ``file:line`` of a source line, with the last folder only."""
+    parts = source.split(": ", 1)[0].replace("\\", "/").split("/")
+    return "/".join(parts[-2:])
