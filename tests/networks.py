@@ -1218,7 +1218,7 @@ class SharedConvTwoNorms(Body):
         return self.classify(F.relu(self.norm1(self.shared(x))) + self.norm2(self.shared(x.flip(-1))))
 
 
-@network(WORDS, "embed.weight:1 mix.weight:0 mix.weight:1 out.weight:1", {"out.weight:0": "output"})
+@network(WORDS, "embed.weight:1 mix.weight:0 mix.weight:1 out.weight:1", {"out.weight:0": "", "embed.weight:0": ""})
 class TiedWeights(nn.Module):
     """Output logits of a language model share the embedding matrix."""
 

@@ -271,7 +271,7 @@ def test_cut_network_can_be_cut_again(name: str) -> None:
     ],
 )
 def test_two_cuts_are_one(name: str) -> None:
-    model, traced, small, removed = pruned(name, 0)
+    model, traced, small, removed = pruned(name, 2)
     groups = find_groups(small)
     again = choose(groups, 1)
     assert again
