@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -339,3 +341,16 @@ def test_check_pass_says_what_is_wrong() -> None:
     again = Doing(lambda module: None)
     with pytest.raises(AssertionError, match="a second run changed something again"):
         check_pass(again, model, X[:, 0, 0], changed=["f"])
+
+
+def test_the_pass_on_the_page_works() -> None:
+    page = Path(__file__).resolve().parent.parent / "docs" / "how-to-write-a-pass.md"
+    code = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)[0]
+    names: dict[str, Any] = {"__name__": __name__}
+    exec(code, names)
+
+    class Abs(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x.relu().abs().exp(), x.sin().abs()
+
+    check_pass(names["RemoveAbsOfRelu"](), Abs(), X, changed=["abs_1"], skipped={"abs_2": "sin before it is no relu"})
