@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
@@ -22,12 +22,27 @@ def run_flat(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, An
     return fx.Interpreter(module).run(*flat_inputs(args, kwargs), enable_io_processing=False)
 
 
+def _same_shape(layer: Any, value: Tensor) -> Tensor:
+    """Batch norm in eval mode keeps the shape; taking it apart into fake operations costs more than all the rest of a convolutional net."""
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        vector = getattr(layer, name)
+        if vector is not None and vector.shape[0] != value.shape[1]:
+            raise RuntimeError(f"{name} has {vector.shape[0]} channels, and the input {value.shape[1]}")
+    return torch.empty_like(value)
+
+
 class _Recorder(fx.Interpreter):
     """Runs every node on fake tensors and keeps what it gives in ``meta["val"]``."""
 
     def __init__(self, module: fx.GraphModule, mode: FakeTensorMode) -> None:
         super().__init__(module)
         self.mode = mode
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        layer = self.fetch_attr(target)
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not layer.training:
+            return _same_shape(layer, args[0])
+        return super().call_module(target, args, kwargs)
 
     def run_node(self, node: fx.Node) -> Any:
         try:
