@@ -1943,3 +1943,378 @@ class InplaceNestedViews(Body):
         x.mul_(3)
         x[:, 3:5] *= 2
         return self.classify(self.c(inner))
+
+
+# ---------------------------------------------------------------- channels that serve as something else
+
+
+@network(IMAGE, "c.weight:0", {"stem.weight:0": ""})
+class EfficientChannelAttention(Body):
+    """ECA: a convolution slides over the channels as if they were a sequence, so every channel has neighbours."""
+
+    def __init__(self) -> None:
+        super().__init__(7, 6)
+        self.slide, self.c = nn.Conv1d(1, 1, 3, padding=1), conv(7, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        gate = self.slide(F.adaptive_avg_pool2d(x, 1).squeeze(-1).transpose(-1, -2))
+        return self.classify(self.c(x * torch.sigmoid(gate.transpose(-1, -2).unsqueeze(-1))))
+
+
+@network(IMAGE, "c.weight:0", {"stem.weight:0": ""}, zero_keeps=False)
+class TripletAttention(Body):
+    """Channels and height change places before a convolution: channels become positions."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 6)
+        self.turned, self.c = conv(8, 8), conv(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.classify(self.c(x * torch.sigmoid(self.turned(x.permute(0, 2, 1, 3)).permute(0, 2, 1, 3))))
+
+
+@network(IMAGE, "c.weight:0", {"stem.weight:0": ""}, zero_keeps=False)
+class PoolChannels(Body):
+    """A pooling window over channels."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 6)
+        self.c = conv(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool1d(self.stem(x).flatten(2).transpose(1, 2), 2).transpose(1, 2)
+        return self.classify(self.c(x.reshape(x.shape[0], 4, 8, 8)))
+
+
+@network(IMAGE, "c.weight:0", {"stem.weight:0": ""}, zero_keeps=False)
+class ResizeChannels(Body):
+    """Interpolation over channels."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 6)
+        self.c = conv(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(self.stem(x).flatten(2).transpose(1, 2), size=4, mode="linear").transpose(1, 2)
+        return self.classify(self.c(x.reshape(x.shape[0], 4, 8, 8)))
+
+
+@network(IMAGE, "c.weight:0", {"stem.weight:0": ""}, zero_keeps=False)
+class DifferenceOfNeighbours(Body):
+    """Every channel minus the next: slices of one tensor, shifted by one, tie all channels into one."""
+
+    def __init__(self) -> None:
+        super().__init__(7, 6)
+        self.c = conv(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.classify(self.c(x[:, 1:] - x[:, :-1]))
+
+
+@network(IMAGE, "c.weight:0", {"stem.weight:0": "sort"}, zero_keeps=False)
+class SortChannels(Body):
+    def __init__(self) -> None:
+        super().__init__(5, 6)
+        self.c = conv(5, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.c(self.stem(x).sort(1).values))
+
+
+@network(IMAGE, "stem.weight:0 c.weight:1", zero_keeps=False)
+class LogSumExpChannels(Body):
+    def __init__(self) -> None:
+        super().__init__(5, 6)
+        self.c = conv(5, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.classify(self.c(x - x.logsumexp(1, keepdim=True)))
+
+
+@network(IMAGE, "c.weight:0", zero_keeps=False)
+class StdAndNormOverChannels(Body):
+    """A deviation and a vector norm."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 5)
+        self.c = conv(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.classify(self.c(x / (1 + x.std(1, correction=0, keepdim=True) + x.norm(dim=1, keepdim=True))))
+
+
+@network(IMAGE, "stem.weight:0 c.weight:1 c.weight:0")
+class Unfold(Body):
+    """Patches as columns: ``(channel, tap)`` is one dimension."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 6)
+        self.c = nn.Linear(20, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.c(F.unfold(self.stem(x), 2, stride=2).transpose(1, 2)).mean(1))
+
+
+@network(IMAGE, "c.weight:0")
+class Correlation(Body):
+    """Siamese trackers: one tensor convolves another, with batch and channels as groups."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 6)
+        self.b, self.c = conv(3, 5), conv(5, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        big, kernel = self.stem(x), F.adaptive_avg_pool2d(self.b(x), 3)
+        batch = x.shape[0]
+        y = F.conv2d(big.reshape(1, batch * 5, 8, 8), kernel.reshape(batch * 5, 1, 3, 3), padding=1, groups=batch * 5)
+        return self.classify(self.c(y.reshape(batch, 5, 8, 8)))
+
+
+@network(IMAGE, "stem.weight:0 c.weight:1")
+class CoordinateChannels(Body):
+    """CoordConv: coordinates are concatenated as two more channels."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 6)
+        self.c = conv(7, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        rows = torch.linspace(-1, 1, 8, dtype=x.dtype).view(1, 1, 8, 1).expand(x.shape[0], 1, 8, 8)
+        return self.classify(self.c(torch.cat([rows, x, rows.transpose(2, 3)], 1)))
+
+
+@network(IMAGE, "stem.weight:0 scale:0 mean:0 c.weight:1", zero_keeps=False)
+class FrozenBatchNorm(Body):
+    """torchvision's detectors: a norm whose four vectors are buffers."""
+
+    scale: Tensor
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(5, 6)
+        self.c = conv(5, 6)
+        for name in ("scale", "mean"):
+            self.register_buffer(name, torch.ones(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.scale.reshape(1, -1, 1, 1) * (1.5 + self.scale.reshape(1, -1, 1, 1).abs()).rsqrt()
+        return self.classify(self.c(F.relu(self.stem(x) * scale - self.mean.reshape(1, -1, 1, 1))))
+
+
+@network(IMAGE, "stem.weight:0 wide:0 narrow:0 c.weight:1")
+class SummedWeights(Body):
+    """RepVGG-like: two kernels are added into one before they are used."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 7)
+        self.wide, self.narrow = nn.Parameter(torch.zeros(6, 5, 3, 3)), nn.Parameter(torch.zeros(6, 5, 1, 1))
+        self.c = conv(6, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.wide + F.pad(self.narrow, (1, 1, 1, 1))
+        return self.classify(self.c(F.conv2d(self.stem(x), kernel, padding=1)))
+
+
+@network(TOKENS, "a.weight:0 base.weight:0 up.weight:0 down.weight:0 down.weight:1 head.weight:1", HEAD)
+class LowRankUpdate(nn.Module):
+    """LoRA: a linear layer plus a product of two small ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.base, self.head = nn.Linear(6, 8), nn.Linear(8, 7), nn.Linear(7, 4)
+        self.down, self.up = nn.Linear(8, 3, bias=False), nn.Linear(3, 7, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.head(self.base(x) + 0.5 * self.up(self.down(x)))
+
+
+@network(TOKENS, "a.weight:0 up:0 down:0 head.weight:1", HEAD)
+class LowRankWeight(nn.Module):
+    """The same with the product of the matrices taken first, and their factors as bare parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(6, 8), nn.Linear(7, 4)
+        self.up, self.down = nn.Parameter(torch.zeros(7, 3)), nn.Parameter(torch.zeros(3, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.linear(self.a(x), self.up @ self.down))
+
+
+@network(IMAGE, "stem.weight:0 c.weight:0", zero_keeps=False)
+class SpectralNorm(Body):
+    """The weight is divided by an estimate of its largest singular value, made from two stored vectors."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 7)
+        self.sn, self.c = nn.utils.parametrizations.spectral_norm(conv(5, 6)), conv(6, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.c(F.relu(self.sn(self.stem(x)))))
+
+
+@network(IMAGE, "stem.weight:0 b.weight:0 c.weight:1", zero_keeps=False)
+class PaddingModes(Body):
+    """Reflected and circular borders, 'same' padding, and a constant border that is not zero."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 7)
+        self.b, self.c = nn.Conv2d(5, 6, 3, padding=1, padding_mode="circular"), nn.Conv2d(6, 7, 3, padding="same")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(F.pad(self.stem(x), (1, 1, 1, 1), mode="reflect"), (1, 0, 1, 0), value=0.5)
+        return self.classify(self.c(self.b(x)))
+
+
+@network(IMAGE, "stem.weight:0 b.weight:0 c.weight:1")
+class WhereMask(Body):
+    """A mask with one channel chooses between two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 6)
+        self.b, self.c = conv(3, 5), conv(5, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = x.mean(1, keepdim=True) > 0
+        return self.classify(self.c(torch.where(mask, self.stem(x), self.b(x)).masked_fill(~mask.flip(2), 0.0)))
+
+
+@network(TOKENS, "", {**HEAD, "a.weight:0": "gru_cell", "cell.weight_hh:0": "gru_cell"})
+class RecurrentCell(nn.Module):
+    """A GRU cell in a loop, which has no rule: all of it stays, and says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.cell, self.head = nn.Linear(6, 7), nn.GRUCell(7, 5), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        state = self.cell(x[:, 0])
+        for step in range(1, 3):
+            state = self.cell(x[:, step], state)
+        return self.head(state)
+
+
+@network(
+    Inputs((normal(2, 6), normal(2, 5, seed=1))), "", {**HEAD, "a.weight:0": "bilinear", "both.weight:0": "bilinear"}
+)
+class BilinearLayer(nn.Module):
+    """No rule either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.both, self.head = nn.Linear(6, 7), nn.Linear(5, 8), nn.Bilinear(7, 8, 9), nn.Linear(9, 4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.head(F.relu(self.both(self.a(x), self.b(y))))
+
+
+@network(TOKENS, "query.weight:0 memory.weight:0 head.weight:1", HEAD, zero_keeps=False)
+class CrossAttention(nn.Module):
+    """Learned queries attend to tokens of another width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.query, self.memory = nn.Parameter(torch.zeros(3, 8)), nn.Linear(8, 12), nn.Linear(6, 10)
+        self.attention = nn.MultiheadAttention(12, 3, kdim=10, vdim=10, batch_first=True)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries, memory = self.query(self.start).expand(x.shape[0], -1, -1), self.memory(x)
+        return self.head(self.attention(queries, memory, memory)[0])
+
+
+@network(TOKENS, "q.weight:0 proj.weight:1 proj.weight:0", HEAD)
+class AttentionLinear(Heads):
+    """Linear attention: keys meet values first, so no softmax over tokens is in between."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(F.relu(self.q(x))), self.split(F.relu(self.k(x))), self.split(self.v(x))
+        return self.merge(q @ (k.transpose(-2, -1) @ v) / 5)
+
+
+@network(TOKENS, QKV, HEAD)
+class AttentionInterleaved(Heads):
+    """Rotary positions on neighbouring pairs, by strided slices and a stack."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = (self.rotate(self.split(layer(x))) for layer in (self.q, self.k))
+        return self.merge(F.scaled_dot_product_attention(q, k, self.split(self.v(x)), is_causal=True))
+
+    @staticmethod
+    def rotate(x: Tensor) -> Tensor:
+        """Turn each pair by an angle that grows with the position."""
+        angle = torch.arange(5, dtype=x.dtype)[:, None]
+        even, odd = x[..., ::2], x[..., 1::2]
+        return torch.stack(
+            [even * angle.cos() - odd * angle.sin(), odd * angle.cos() + even * angle.sin()], -1
+        ).flatten(-2)
+
+
+@network(IMAGE, "stem.weight:0 branch.weight:0 select.weight:0 c.weight:1", zero_keeps=False)
+class SelectiveKernel(Body):
+    """SKNet: a softmax over branches, with a weight per branch and channel."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 7)
+        self.branch, self.select, self.c = conv(3, 5), nn.Linear(5, 10), conv(5, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.stack([self.stem(x), self.branch(x)], 1)
+        weights = self.select(both.sum(1).mean((2, 3))).view(-1, 2, 5).softmax(1)
+        return self.classify(self.c((both * weights[..., None, None]).sum(1)))
+
+
+@network(IMAGE, "stem.weight:0 select.weight:0 c.weight:1", zero_keeps=False)
+class SplitAttention(Body):
+    """ResNeSt: channels are (radix, channel); a softmax over the radix."""
+
+    def __init__(self) -> None:
+        super().__init__(10, 7)
+        self.select, self.c = nn.Conv2d(5, 10, 1), conv(5, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).reshape(x.shape[0], 2, 5, 8, 8)
+        gap = x.sum(1).mean((2, 3), keepdim=True)
+        weights = self.select(gap).view(x.shape[0], 1, 2, 5).transpose(1, 2).softmax(1).reshape(x.shape[0], 2, 5, 1, 1)
+        return self.classify(self.c((x * weights).sum(1)))
+
+
+@network(IMAGE, "stem.weight:0 c.weight:1")
+class TemporalShift(Body):
+    """Some channels move one row up, some one row down, the rest stay."""
+
+    def __init__(self) -> None:
+        super().__init__(9, 6)
+        self.c = conv(9, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        out = torch.zeros_like(x)
+        out[:, :3, :-1] = x[:, :3, 1:]
+        out[:, 3:6, 1:] = x[:, 3:6, :-1]
+        out[:, 6:] = x[:, 6:]
+        return self.classify(self.c(out))
+
+
+@network(IMAGE, "stem.weight:0 a.weight:0 b.weight:0 c.weight:1")
+class DenseBlock(Body):
+    """DenseNet: every layer reads all before it, through a norm over the concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 6)
+        self.n1, self.a, self.n2, self.b = nn.BatchNorm2d(5), conv(5, 3), nn.BatchNorm2d(8), conv(8, 3)
+        self.c = conv(11, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [self.stem(x)]
+        for norm, layer in ((self.n1, self.a), (self.n2, self.b)):
+            parts.append(layer(F.relu(norm(torch.cat(parts, 1)))))
+        return self.classify(self.c(torch.cat(parts, 1)))
