@@ -19,7 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.capture import Traced, propagate
-from fxprune.claims import check_nothing_written, check_outputs, check_signature, check_state, versions, witness
+from fxprune.claims import (
+    Witness,
+    check_nothing_written,
+    check_outputs,
+    check_signature,
+    check_state,
+    versions,
+    witness,
+)
 from fxprune.errors import CaptureError, InputError, PreconditionError, VerifyError
 from fxprune.graph_tools import copy_module, evaluating, tensors_of
 from fxprune.report import Change, PassReport, Skip
@@ -146,14 +154,14 @@ class Pipeline:
         return self._run(traced, Report())
 
     def _run(self, traced: Traced, earlier: Report) -> Result:
-        done = Report()
+        done, known = Report(), None
         for step in self.passes:
             history = Report([*earlier, *done])
             if isinstance(step, Pipeline):
-                result = step._run(traced, history)
+                result, known = step._run(traced, history), None
             else:
                 with _naming(step, history):
-                    result = _checked(step, traced) if self.verify else step(traced)
+                    result, known = _checked(step, traced, known) if self.verify else (step(traced), None)
             traced, done = result.traced, Report([*done, *result.report])
         return Result(traced, done)
 
@@ -174,21 +182,30 @@ def _naming(step: Pass, history: Report) -> Iterator[None]:
         raise
 
 
-def _checked(step: Pass, traced: Traced) -> Result:
+def _checked(step: Pass, traced: Traced, known: Witness | None) -> tuple[Result, Witness | None]:
     """Run one pass and hold it to what it claims.
 
     Outputs are compared before new weights are rounded to the model's precision, which would hide a small mistake.
+
+    Args:
+        step: The pass.
+        traced: What it is given.
+        known: The outputs of that, where they are known already: a forward in float64 is what costs here.
+
+    Returns:
+        The result, and its outputs where nothing but this check has to vouch for them.
     """
-    was = witness(traced) if step.keeps is Keeps.OUTPUTS else None
+    was = (known or witness(traced)) if step.keeps is Keeps.OUTPUTS else None
     draft, report = _rewritten(step, traced)
     changed = bool(report.changes)
     compared = was is not None and was.double and check_outputs(traced, draft, was, changed=changed)
-    _settle(traced, draft)
+    rounded = _settle(traced, draft)
     check_signature(traced, draft)
     if was is not None and not compared:
-        check_outputs(traced, draft, witness(traced, double=False) if was.double else was, changed=changed)
+        was = witness(traced, double=False) if was.double else was
+        check_outputs(traced, draft, was, changed=changed)
     step.check(traced, draft)
-    return Result(draft, Report([report]))
+    return Result(draft, Report([report])), None if rounded else was
 
 
 def _rewritten(step: Pass, traced: Traced) -> tuple[Traced, PassReport]:
@@ -208,8 +225,12 @@ def _rewritten(step: Pass, traced: Traced) -> tuple[Traced, PassReport]:
     return draft, PassReport(step.name, changes, tuple(item for item in said if isinstance(item, Skip)))
 
 
-def _settle(before: Traced, draft: Traced) -> None:
-    """Round new float64 weights to the precision of the model, and set the shapes of every node."""
+def _settle(before: Traced, draft: Traced) -> bool:
+    """Round new float64 weights to the precision of the model, and set the shapes of every node.
+
+    Returns:
+        Whether there was anything to round.
+    """
     shared = {id(tensor) for tensor in tensors_of(before.module)}
     old = before.module.state_dict(keep_vars=True)
     rounded: dict[int, Tensor] = {}
@@ -226,6 +247,7 @@ def _settle(before: Traced, draft: Traced) -> None:
             propagate(draft.module, draft.args, draft.kwargs)
     except CaptureError as error:
         raise VerifyError(f"left a graph in which {error}") from error
+    return bool(rounded)
 
 
 def _precision(key: str, old: dict[str, Tensor]) -> torch.dtype:

@@ -18,6 +18,7 @@ dropout                         in eval mode, or with probability 0
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -48,7 +49,7 @@ class RemoveIdentity(Pass):
 
     def rewrite(self, traced: Traced) -> Iterator[Change | Skip]:
         """Remove each in turn; readers, the output among them, read what went in."""
-        elsewhere = _shapes_at_another_batch(traced)
+        elsewhere = functools.cache(lambda: _extents_at_another_batch(traced))
         for node in list(traced.module.graph.nodes):
             kind, reason = _look_at(traced.module, node, elsewhere)
             if reason:
@@ -62,7 +63,7 @@ class RemoveIdentity(Pass):
         traced.module.graph.eliminate_dead_code()  # sizes that only a removed reshape read
 
 
-def _look_at(module: fx.GraphModule, node: fx.Node, elsewhere: dict[str, Any]) -> tuple[str, str]:
+def _look_at(module: fx.GraphModule, node: fx.Node, elsewhere: Callable[[], dict[str, Any]]) -> tuple[str, str]:
     """Return what kind of identity a node is (empty if none), and why it has to stay (empty if not)."""
     if node.op == "call_module":
         return _look_at_module(module_of(module, node))
@@ -72,11 +73,16 @@ def _look_at(module: fx.GraphModule, node: fx.Node, elsewhere: dict[str, Any]) -
     source, kind = _input_of(node), str(node.target).removeprefix("aten.").partition(".")[0]
     if node.target in _LAYOUTS and node.meta["val"].stride() != source.meta["val"].stride():
         return kind, "it changes the memory layout"
-    if node.target in _SIZED and (not elsewhere or elsewhere[node.name] != elsewhere[source.name]):
-        return kind, "it keeps the shape only at the batch size of the example"
+    return kind, _why_only_here(node, elsewhere()) if node.target in _SIZED else ""
+
+
+def _why_only_here(node: fx.Node, elsewhere: dict[str, Any]) -> str:
+    """Return why what is an identity on the example is none at another batch size; empty if it is one."""
+    if not elsewhere or elsewhere[node.name] != elsewhere[_input_of(node).name]:
+        return "it keeps the shape only at the batch size of the example"
     if node.target is aten.slice.Tensor and not _takes_all(node, elsewhere):
-        return kind, "it keeps the shape only up to some batch size"
-    return kind, ""
+        return "it keeps the shape only up to some batch size"
+    return ""
 
 
 def _look_at_module(layer: nn.Module) -> tuple[str, str]:
@@ -104,7 +110,7 @@ def _same_tensor(node: fx.Node, source: fx.Node) -> bool:
     return new.shape == old.shape and new.dtype == old.dtype and new.device == old.device and new.layout == old.layout
 
 
-def _shapes_at_another_batch(traced: Traced) -> dict[str, Any]:
+def _extents_at_another_batch(traced: Traced) -> dict[str, Any]:
     """Return the extent of every node at another batch size than the example's; where there is none, the example's own.
 
     It is empty where the graph does not run at that size.
