@@ -62,7 +62,13 @@ class Groups:
             if name not in trained:  # a class of buffers alone is no channel of a layer
                 continue
             touched[self._axis(name, d)] = True
+        self._whole: dict[int, str] = {}  # classes that hold a whole dimension of a parameter, which cannot be emptied
+        for name, d in self.parameters:
+            axis = self._axis(name, d)
+            if (axis == axis[0]).all():
+                self._whole.setdefault(int(axis[0]), name)
         self.live: npt.NDArray[np.bool_] = touched & ~self._classes.frozen
+        self.live[list(self._whole)] = False
 
     def _axis(self, name: str, d: int) -> Axis:
         axis = self._flow.parameters[name][d]
@@ -93,8 +99,10 @@ class Groups:
     def reason(self, class_id: int) -> str:
         """Return why a class stays ("" if it can be removed)."""
         origin = int(self._classes.origin[class_id])
+        if origin < 0 and class_id in self._whole:
+            return f"all channels of {self._whole[class_id]} go together, and one has to stay"
         if origin < 0:
-            return ""
+            return "" if self.live[class_id] else "no trained parameter has this channel"
         _, reason, place = self._flow.labels.frozen[origin]
         source = self._flow.sources.get(place, "")
         return f"{reason} (at {place}{', ' + source if source else ''})"
@@ -146,10 +154,7 @@ class Groups:
                     )
                 gone[axis[np.asarray(indices, np.int64)]] = True
         if (gone & ~self.live).any():
-            stuck = int(np.flatnonzero(gone & ~self.live)[0])
-            raise PlanError(
-                f"the removal names a channel that has to stay: {self.reason(stuck)}; make the plan for this model"
-            )
+            raise self._refusal(removed)
         for name, d in self.parameters:
             wanted = np.flatnonzero(gone[self._axis(name, d)])
             named = removed.get(name, {}).get(d, [])
@@ -159,6 +164,19 @@ class Groups:
                     f"indices {missing[:5]} of dimension {d} of {name} go with channels that are removed, and are not named"
                 )
         return gone
+
+    def _refusal(self, removed: dict[str, dict[int, list[int]]]) -> PlanError:
+        """Name the first channel of a removal that has to stay."""
+        for name, dims in removed.items():
+            for d, indices in dims.items():
+                axis = self.axis(name, int(d))
+                stuck = [] if axis is None else [i for i in indices if not self.live[axis[i]]]
+                if axis is not None and stuck:
+                    return PlanError(
+                        f"index {stuck[0]} of dimension {d} of {name} has to stay: {self.reason(int(axis[stuck[0]]))}; "
+                        "make the plan for this model"
+                    )
+        raise AssertionError("a removal without a frozen channel was refused")
 
     @functools.cached_property
     def coupling(self) -> nx.MultiGraph:

@@ -11,6 +11,7 @@ from scipy.sparse.csgraph import connected_components
 
 from fxprune.channels.labels import Axis, Grid, Labels
 
+RETURNED = "the model returns it"
 Bools = npt.NDArray[np.bool_]
 
 
@@ -60,6 +61,9 @@ class _Resolver:
         self.origin = np.full(count, -1, np.int64)
         for index in range(len(self.labels.frozen) - 1, -1, -1):  # the first freeze of a class is the one it reports
             self.origin[self.of[self.labels.frozen[index][0].reshape(-1)]] = index
+        for index, (axis, reason, _) in enumerate(self.labels.frozen):
+            if reason == RETURNED:  # of several reasons this is the one that people expect
+                self.origin[self.of[axis.reshape(-1)]] = index
         self.frozen = self.origin >= 0
 
     def _live(self, labels: Axis) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from fxprune.channels.rules.table import Flow, packets, rule
 aten = torch.ops.aten
 
 
-def _convolve(flow: Flow, node: fx.Node, weight: Axes, bias: Axis | None, groups: int, shape: tuple[int, ...]) -> Axes:
+def _convolve(flow: Flow, node: fx.Node, weight: Axes, bias: Axis | None, groups: Any, shape: tuple[int, ...]) -> Axes:
     """Plain and grouped convolution: input = (group, input of the group), output = (group, output of the group), with one group factor."""
     source = node.args[0]
     axes = flow.axes(source)
@@ -25,6 +26,8 @@ def _convolve(flow: Flow, node: fx.Node, weight: Axes, bias: Axis | None, groups
     for axis in weight[2:]:
         flow.freeze(axis, "kernel taps")
     out = weight[0]
+    if isinstance(groups, fx.Node):
+        return flow.freeze_all(node, "the number of groups is known only at run time")  # type: ignore[no-any-return]
     if groups == 1:
         flow.meet(axes[channel], weight[1], "reads an input that carries no channels")
     elif out is None:
@@ -75,7 +78,7 @@ def conv(flow: Flow, node: fx.Node) -> Axes:
 
 
 def _transposed(
-    flow: Flow, node: fx.Node, weight: Axes, bias: Axis | None, groups: int, shape: tuple[int, ...]
+    flow: Flow, node: fx.Node, weight: Axes, bias: Axis | None, groups: Any, shape: tuple[int, ...]
 ) -> Axes:
     axes = flow.axes(node.args[0])
     channel = len(axes) - len(shape) + 1
@@ -83,6 +86,8 @@ def _transposed(
         flow.freeze(axis, "a space dimension")
     flow.meet(axes[channel], weight[0], "reads an input that carries no channels")
     out = weight[1]
+    if isinstance(groups, fx.Node):
+        return flow.freeze_all(node, "the number of groups is known only at run time")  # type: ignore[no-any-return]
     if groups > 1 and weight[0] is not None:
         row, _ = flow.labels.split(weight[0], (groups, shape[0] // groups), flow.place)
         flow.groups[node] = row
@@ -277,12 +282,30 @@ def attention(flow: Flow, node: fx.Node) -> Axes:
     return (*aq[:-1], av[-1])
 
 
+def _spelled_out(equation: str, ndims: list[int]) -> tuple[str, str]:
+    """Return the operands and the result of an einsum with letters for every dimension, where it leaves some out.
+
+    An ellipsis stands for the leading dimensions that are not named, aligned at their end; without an arrow the result has the letters that occur
+    once, in alphabetical order, after the ellipsis.
+    """
+    terms, arrow, result = equation.partition("->")
+    listed = terms.split(",")
+    if not arrow:
+        once = sorted(letter for letter in set(terms) - set(",.") if terms.count(letter) == 1)
+        result = ("..." if "..." in terms else "") + "".join(once)
+    free = [letter for letter in string.ascii_letters if letter not in equation]
+    widths = [
+        ndim - len(term.replace("...", "")) if "..." in term else 0 for term, ndim in zip(listed, ndims, strict=True)
+    ]
+    hidden = "".join(free[: max(widths, default=0)])
+    filled = [term.replace("...", hidden[len(hidden) - width :]) for term, width in zip(listed, widths, strict=True)]
+    return ",".join(filled), result.replace("...", hidden)
+
+
 @rule(*packets("einsum"))
 def einsum(flow: Flow, node: fx.Node) -> Axes:
     equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
-    if "..." in equation or "->" not in equation:
-        return flow.freeze_all(node, "an einsum with an ellipsis or without an output")  # type: ignore[no-any-return]
-    terms, result = equation.split("->")
+    terms, result = _spelled_out(equation, [len(flow.shape(operand)) for operand in operands])  # type: ignore[arg-type, union-attr]
     found: dict[str, Axis | None] = {}
     seen: dict[str, int] = {}
     for term, operand in zip(terms.split(","), operands, strict=True):  # type: ignore[arg-type]

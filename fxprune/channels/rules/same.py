@@ -26,7 +26,12 @@ logical_or logical_xor lt masked_fill maximum minimum mul multiply ne remainder 
 """.split()  # fmt: skip
 
 
-def broadcast(flow: Flow, operands: list[tuple[Axes, tuple[int, ...]]], shape: tuple[int, ...]) -> Axes:
+_OPAQUE = "meets a batch, space or sequence dimension"
+
+
+def broadcast(
+    flow: Flow, operands: list[tuple[Axes, tuple[int, ...]]], shape: tuple[int, ...], what: str = _OPAQUE
+) -> Axes:
     """Return the labels of the broadcast result of operands given as (labels, shape)."""
     result: list[Axis | None] = []
     for d in range(-len(shape), 0):
@@ -37,15 +42,17 @@ def broadcast(flow: Flow, operands: list[tuple[Axes, tuple[int, ...]]], shape: t
             continue
         merged = here[0]
         for axis in here[1:]:
-            merged = flow.meet(merged, axis)
+            merged = flow.meet(merged, axis, what)
         result.append(merged)
     return tuple(result)
 
 
 @rule(*packets(*_UNARY, *_BINARY))
 def same(flow: Flow, node: fx.Node) -> Axes:
-    operands = [(flow.axes(n), flow.shape(n)) for n in flow.tensors(node)]
-    return broadcast(flow, operands, flow.shape(node))
+    tensors = flow.tensors(node)
+    inputs = [n.name for n in tensors if n.op == "placeholder"]
+    what = f"meets the model's input {inputs[0]!r}" if inputs else _OPAQUE
+    return broadcast(flow, [(flow.axes(n), flow.shape(n)) for n in tensors], flow.shape(node), what)
 
 
 @rule(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity)
