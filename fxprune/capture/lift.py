@@ -150,7 +150,9 @@ class Lifter:
         return True
 
     def _lift_dropout(self, node: fx.Node) -> None:
-        value, p, _ = node.args
+        value, p, active = node.args
+        if active is not False:  # the model drops in eval mode too: that is part of what it computes
+            return
         path = module_path(node)
         owner = self.owners.get(path)
         kind = type(owner) if isinstance(owner, nn.modules.dropout._DropoutNd) else DROPOUTS[node.target]

@@ -23,10 +23,10 @@ def run_flat(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _same_shape(layer: Any, value: Tensor) -> Tensor:
-    """Batch norm in eval mode keeps the shape; taking it apart into fake operations costs more than all the rest of a convolutional net."""
+    """Batch norm and instance norm keep the shape; taking them apart into fake operations costs more than all the rest of a convolutional net."""
     for name in ("weight", "bias", "running_mean", "running_var"):
         vector = getattr(layer, name)
-        if vector is not None and vector.shape[0] != value.shape[1]:
+        if vector is not None and value.ndim > 1 and vector.shape[0] not in value.shape[:2]:
             raise RuntimeError(f"{name} has {vector.shape[0]} channels, and the input {value.shape[1]}")
     return torch.empty_like(value)
 
@@ -40,7 +40,9 @@ class _Recorder(fx.Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         layer = self.fetch_attr(target)
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not layer.training:
+        if isinstance(
+            layer, nn.modules.batchnorm._NormBase
+        ):  # in training mode it would also count batches, in the user's model
             return _same_shape(layer, args[0])
         return super().call_module(target, args, kwargs)
 
