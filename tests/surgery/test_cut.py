@@ -360,7 +360,9 @@ def test_impossible_removals_are_refused(removed: Removal, named: str) -> None:
 
 def test_emptying_a_dimension_is_refused() -> None:
     _, traced, groups = grouped("residual")
-    everything = groups.removal([int(unit) for unit in groups.axis("a.weight", 0)])
+    rows = groups.axis("a.weight", 0)
+    assert rows is not None
+    everything = groups.removal(rows.tolist())
     with pytest.raises(PlanError, match=r"a\.weight|a\.bias"):
         cut(traced, everything, groups)
 
@@ -368,7 +370,9 @@ def test_emptying_a_dimension_is_refused() -> None:
 def test_part_of_a_unit_is_refused() -> None:
     """Rows without the columns that read them would be a network of another function, or none."""
     _, traced, groups = grouped("residual")
-    whole = groups.removal([int(groups.axis("a.weight", 0)[2])])
+    rows = groups.axis("a.weight", 0)
+    assert rows is not None
+    whole = groups.removal([int(rows[2])])
     assert whole["b.weight"] == {1: [2]}
     part = {"a.weight": {0: [2]}}
     with pytest.raises(PlanError, match=r"a\.bias|b\.weight"):
