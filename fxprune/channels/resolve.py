@@ -99,8 +99,16 @@ class _Resolver:
         )
 
     def _choose(self, pending: list[Grid]) -> None:
-        """Pick the factor that carries one undecided grid: heads in attention, elsewhere the one that gives the finer units."""
-        grid = pending[0]
+        """Pick the factor that carries each undecided grid, for all grids that have no class in common with one decided in this round."""
+        touched = np.zeros(self.frozen.size, bool)
+        for grid in pending:
+            classes = self.of[np.concatenate([grid.flat.reshape(-1), *grid.factors])]
+            if not touched[classes].any():
+                touched[classes] = True
+                self._pick(grid)
+
+    def _pick(self, grid: Grid) -> None:
+        """Freeze all factors of a grid but one: heads in attention, elsewhere the one that gives the finer units."""
         live = [d for d, factor in enumerate(grid.factors) if self._live(factor)]
         best = max(live, key=lambda d: (self._preferred(grid.factors[d]), self._cuttable(grid, d)))
         for d in live:
