@@ -99,13 +99,16 @@ class _Resolver:
         )
 
     def _choose(self, pending: list[Grid]) -> None:
-        """Pick the factor that carries each undecided grid, for all grids that have no class in common with one decided in this round."""
-        touched = np.zeros(self.frozen.size, bool)
-        for grid in pending:
-            classes = self.of[np.concatenate([grid.flat.reshape(-1), *grid.factors])]
-            if not touched[classes].any():
-                touched[classes] = True
-                self._pick(grid)
+        """Pick the factor that carries the first undecided grid of each set of grids that hang together by shared classes."""
+        classes = [self.of[np.concatenate([grid.flat.reshape(-1), *grid.factors])] for grid in pending]
+        rows = np.repeat(np.arange(len(pending)), [found.size for found in classes])
+        columns = np.concatenate(classes) + len(pending)
+        size = len(pending) + self.frozen.size
+        links = coo_matrix((np.ones(rows.size, np.int8), (rows, columns)), shape=(size, size))
+        _, together = connected_components(links, directed=False)
+        _, first = np.unique(together[: len(pending)], return_index=True)
+        for index in first:
+            self._pick(pending[index])
 
     def _pick(self, grid: Grid) -> None:
         """Freeze all factors of a grid but one: heads in attention, elsewhere the one that gives the finer units."""
