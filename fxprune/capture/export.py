@@ -6,7 +6,7 @@ import contextlib
 import re
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -37,14 +37,16 @@ def trace(
 ) -> Traced:
     """Capture ``model`` as one ``torch.fx`` graph that calls its layers by their own names.
 
-    The graph is captured in eval mode by ``torch.export`` with a dynamic batch (dimension 0 of every input), and lifted back to module calls. It
-    shares its parameters with ``model``; the model itself is left as it was.
+    The graph is captured in eval mode by ``torch.export`` with a dynamic batch (dimension 0 of every input), and lifted
+    back to module calls. It shares its parameters with ``model``; the model itself is left as it was.
 
     Args:
         model: The module to capture.
-        example_inputs: One tensor, or a tuple of inputs. A batch of one is repeated to two, because a size of one cannot be made dynamic.
+        example_inputs: One tensor, or a tuple of inputs. A batch of one is repeated to two, because a size of one
+            cannot be made dynamic.
         kwargs: Keyword inputs.
-        dynamic_batch: Whether dimension 0 may vary afterwards; where it cannot, the capture is static and says so in ``notes``.
+        dynamic_batch: Whether dimension 0 may vary afterwards; where it cannot, the capture is static and says so in
+            ``notes``.
 
     Raises:
         CaptureError: The model cannot be captured; the message names the module and the source line.
@@ -83,7 +85,7 @@ def _at_least_two(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[
 
 @contextlib.contextmanager
 def _quiet_eval(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode without the attention fast path (which hides operations), and put everything back afterwards."""
+    """Put the model in eval mode without the attention fast path (which hides operations); put all back afterwards."""
     modes = {module: module.training for module in model.modules()}
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -109,7 +111,10 @@ def _dynamic_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _capture(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool
 ) -> tuple[Any, Any, list[str]]:
-    """Try the ladder: dynamic export, static export, export of the symbolic trace. Returns (program, dynamic shapes or None, notes)."""
+    """Try the ladder: dynamic export, static export, export of the symbolic trace.
+
+    Returns (program, dynamic shapes or None, notes).
+    """
     notes: list[str] = []
     problem: Exception | None = None
     if dynamic:
@@ -166,11 +171,12 @@ def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], pr
     except Exception as error:
         line = _source_line(error)
         return InputError(
-            f"{name} does not run on inputs {shapes}: {_first_line(error)}, at {line}; give inputs of the shape and dtype it was made for"
+            f"{name} does not run on inputs {shapes}: {_first_line(error)}, at {line}; "
+            "give inputs of the shape and dtype it was made for"
         )
     return CaptureError(
-        f"{name} runs but cannot be captured as one graph: {_first_line(problem)}, at {_source_line(problem)}; make that line free of decisions that "
-        "depend on the values of tensors, or capture the sub-module without it"
+        f"{name} runs but cannot be captured as one graph: {_first_line(problem)}, at {_source_line(problem)}; "
+        "make that line free of decisions that depend on the values of tensors, or capture the sub-module without it"
     )
 
 

@@ -1,7 +1,8 @@
 """Make in-place operations functional, so that a value never changes after it was computed.
 
-An in-place operation on a value that nothing else looks at is renamed to its functional twin, and later readers are pointed at the result. Where a
-write goes through a view, or a view taken before the write is read after it, torch's own functionalisation does it instead.
+An in-place operation on a value that nothing else looks at is renamed to its functional twin, and later readers are
+pointed at the result. Where a write goes through a view, or a view taken before the write is read after it, torch's own
+functionalisation does it instead.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def _same_tensor(node: fx.Node, chain: set[fx.Node]) -> bool:
 
 
 def functionalize(graph: fx.Graph) -> None:
-    """Rename every in-place operation to its functional twin, in place on the graph (which must not write through views).
+    """Rename every in-place operation to its functional twin, on a graph that does not write through views.
 
     Raises:
         CaptureError: An operation has no functional twin.
@@ -96,7 +97,7 @@ def _functional_twin(node: fx.Node) -> Any:
 
 
 def spell_copies(graph: fx.Graph) -> None:
-    """Write ``copy(into, source)`` as the source brought to the shape and type of ``into``: torch cannot differentiate the former."""
+    """Write ``copy(into, source)`` as the source in the shape and type of ``into``, which torch can differentiate."""
     for node in graph.nodes:
         if node.target is not aten.copy.default:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -46,7 +47,8 @@ class Lifter:
         self._keep_constants(root)
         self._canonical_targets()
         module = fx.GraphModule(root, self.graph, class_name)
-        # GraphModule copies only what the graph reaches; parameters that the graph does not use belong to the state_dict too.
+        # GraphModule copies only what the graph reaches; parameters that the graph does not use belong to the
+        # state_dict too.
         for name, child in root.named_children():
             if not hasattr(module, name) or getattr(module, name) is not child:
                 setattr(module, name, child)
@@ -78,7 +80,7 @@ class Lifter:
         return found if isinstance(found, Tensor) and id(found) in self.names else None
 
     def _owner(self, node: fx.Node, tensors: dict[str, Tensor]) -> tuple[str, nn.Module] | None:
-        """Find the module that has exactly these tensors under these names: the one being called, or the one they are named after."""
+        """Find the module with exactly these tensors under these names: the one called, or the one of their names."""
         first = next(iter(tensors.values()))
         for path in (module_path(node), self.names[id(first)].rpartition(".")[0]):
             owner = self.owners.get(path)
@@ -170,7 +172,7 @@ class Lifter:
     # the module tree
 
     def _build(self, original: nn.Module, memo: dict[int, nn.Module]) -> nn.Module:
-        """Mirror the model: lifted modules where there are some, plain containers elsewhere, all tensors in their places."""
+        """Mirror the model: lifted modules where there are some, plain containers elsewhere, all tensors in place."""
         if id(original) in memo:
             return memo[id(original)]
         module = self.lifted.get(id(original))
@@ -190,7 +192,7 @@ class Lifter:
         return new
 
     def _keep_constants(self, root: nn.Module) -> None:
-        """Carry over tensors that the capture itself made (constants of the model's code) as buffers outside the state_dict."""
+        """Carry over tensors that the capture made (constants in the model's code) as buffers not in the state_dict."""
         for node in self.graph.nodes:
             if node.op != "get_attr" or self._tensor(node) is not None:
                 continue
@@ -210,7 +212,7 @@ class Lifter:
                 node.target = self.names[id(tensor)]
 
 
-def _names_in(module: nn.Module, tensors: list[Tensor]) -> list[str]:
+def _names_in(module: nn.Module, tensors: Iterable[Tensor]) -> list[str]:
     names = {id(tensor): name for name, tensor in module.named_parameters()}
     return [names[id(tensor)] for tensor in tensors]
 

@@ -1,7 +1,7 @@
 """Build plain ``torch.nn`` modules from the arguments of the operations that they stand for.
 
-The module is built from the *operation*, never by calling the original class again: a subclass may do more in its forward than the operation, and
-that more is in the graph already.
+The module is built from the *operation*, never by calling the original class again: a subclass may do more in its
+forward than the operation, and that more is in the graph already.
 """
 
 from __future__ import annotations
@@ -47,9 +47,16 @@ def _conv(n: int, cls: type[nn.Module]) -> Recipe:
         weight = a["weight"]
         padding = a["padding"] if isinstance(a["padding"], str) else _pair(a["padding"], n)
         return cls(
-            weight.shape[1] * a["groups"], weight.shape[0], tuple(weight.shape[2:]), stride=_pair(a["stride"], n), padding=padding,
-            dilation=_pair(a["dilation"], n), groups=a["groups"], bias=a["bias"] is not None, device="meta",
-        )  # fmt: skip
+            weight.shape[1] * a["groups"],
+            weight.shape[0],
+            tuple(weight.shape[2:]),
+            stride=_pair(a["stride"], n),
+            padding=padding,
+            dilation=_pair(a["dilation"], n),
+            groups=a["groups"],
+            bias=a["bias"] is not None,
+            device="meta",
+        )
 
     return Recipe(build, {"weight": "weight", "bias": "bias"})
 
@@ -58,9 +65,17 @@ def _transposed(n: int, cls: type[nn.Module]) -> Recipe:
     def build(a: dict[str, Any]) -> nn.Module:
         weight = a["weight"]
         return cls(
-            weight.shape[0], weight.shape[1] * a["groups"], tuple(weight.shape[2:]), stride=_pair(a["stride"], n), padding=_pair(a["padding"], n),
-            output_padding=_pair(a["output_padding"], n), groups=a["groups"], bias=a["bias"] is not None, dilation=_pair(a["dilation"], n), device="meta",
-        )  # fmt: skip
+            weight.shape[0],
+            weight.shape[1] * a["groups"],
+            tuple(weight.shape[2:]),
+            stride=_pair(a["stride"], n),
+            padding=_pair(a["padding"], n),
+            output_padding=_pair(a["output_padding"], n),
+            groups=a["groups"],
+            bias=a["bias"] is not None,
+            dilation=_pair(a["dilation"], n),
+            device="meta",
+        )
 
     return Recipe(build, {"weight": "weight", "bias": "bias"})
 
@@ -143,8 +158,12 @@ _AFFINE = {"weight": "weight", "bias": "bias"}
 _NORM = {**_AFFINE, "running_mean": "running_mean", "running_var": "running_var"}
 
 RECIPES: dict[Any, Recipe] = {
-    aten.conv1d.default: _conv(1, nn.Conv1d), aten.conv2d.default: _conv(2, nn.Conv2d), aten.conv3d.default: _conv(3, nn.Conv3d),
-    aten.conv1d.padding: _conv(1, nn.Conv1d), aten.conv2d.padding: _conv(2, nn.Conv2d), aten.conv3d.padding: _conv(3, nn.Conv3d),
+    aten.conv1d.default: _conv(1, nn.Conv1d),
+    aten.conv2d.default: _conv(2, nn.Conv2d),
+    aten.conv3d.default: _conv(3, nn.Conv3d),
+    aten.conv1d.padding: _conv(1, nn.Conv1d),
+    aten.conv2d.padding: _conv(2, nn.Conv2d),
+    aten.conv3d.padding: _conv(3, nn.Conv3d),
     aten.conv_transpose1d.default: _transposed(1, nn.ConvTranspose1d),
     aten.conv_transpose2d.input: _transposed(2, nn.ConvTranspose2d),
     aten.conv_transpose3d.input: _transposed(3, nn.ConvTranspose3d),
@@ -156,7 +175,7 @@ RECIPES: dict[Any, Recipe] = {
     aten.group_norm.default: Recipe(_group_norm, _AFFINE),
     aten.embedding.default: Recipe(_embedding, {"weight": "weight"}, ("indices",)),
     aten.prelu.default: Recipe(_prelu, {"weight": "weight"}, ("self",)),
-}  # fmt: skip
+}
 
 DROPOUTS: dict[Any, type[nn.Module]] = {
     aten.dropout.default: nn.Dropout,
@@ -190,15 +209,25 @@ def arguments(target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict
 
 def recurrent(target: Any, a: dict[str, Any], weights: list[Tensor]) -> nn.RNNBase:
     """Build an LSTM, GRU or RNN from an operation's arguments and its flat list of weights."""
+    cls: Any  # each subclass takes other arguments than RNNBase
     cls, extra = RECURRENT[target]
     directions = 2 if a["bidirectional"] else 1
     per_cell = len(weights) // (a["num_layers"] * directions)
     projection = weights[per_cell - 1].shape[0] if per_cell in (3, 5) else 0
     gates = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[cls]
-    return cls(
-        weights[0].shape[1], weights[0].shape[0] // gates, num_layers=a["num_layers"], bias=a["has_biases"], batch_first=a["batch_first"],
-        dropout=a["dropout"], bidirectional=a["bidirectional"], device="meta", **({"proj_size": projection} if projection else {}), **extra,
-    )  # fmt: skip
+    module: nn.RNNBase = cls(
+        weights[0].shape[1],
+        weights[0].shape[0] // gates,
+        num_layers=a["num_layers"],
+        bias=a["has_biases"],
+        batch_first=a["batch_first"],
+        dropout=a["dropout"],
+        bidirectional=a["bidirectional"],
+        device="meta",
+        **({"proj_size": projection} if projection else {}),
+        **extra,
+    )
+    return module
 
 
 def same_settings(one: nn.Module, other: nn.Module) -> bool:

@@ -23,7 +23,10 @@ def run_flat(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _same_shape(layer: Any, value: Tensor) -> Tensor:
-    """Batch norm and instance norm keep the shape; taking them apart into fake operations costs more than all the rest of a convolutional net."""
+    """Batch norm and instance norm keep the shape, so only check it.
+
+    Taking them apart into fake operations costs more than all the rest of a convolutional net.
+    """
     for name in ("weight", "bias", "running_mean", "running_var"):
         vector = getattr(layer, name)
         if vector is not None and value.ndim > 1 and vector.shape[0] not in value.shape[:2]:

@@ -19,7 +19,8 @@ class Traced:
     """A captured model. Immutable by convention: whoever changes the graph works on a copy.
 
     Attributes:
-        module: The graph, with module calls under the model's own names. Parameters are shared with the model it came from.
+        module: The graph, with module calls under the model's own names. Parameters are shared with the model it came
+            from.
         args: Example inputs; tensors carry a batch of at least two where the model takes a batch.
         kwargs: Example keyword inputs.
         dynamic_shapes: What may vary, in the form that ``torch.export`` takes (see :meth:`export_shapes`).
@@ -52,7 +53,8 @@ class Traced:
     def inputs(self, batch: int | None = None, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return fresh random inputs of the example's shapes and dtypes.
 
-        Floats are standard normal; integers and booleans are drawn from the values of the example, so that ids stay valid.
+        Floats are standard normal; integers and booleans are drawn from the values of the example, so that ids stay
+        valid.
 
         Args:
             batch: Size of dimension 0; None keeps the example's. Ignored where the batch is static.
