@@ -67,7 +67,7 @@ def run(options: Options) -> None:
         raise VerifyError(f"a check did not pass; see {options.out / 'report.html'}")
 
 
-def _budget(options: Options) -> dict[str, float]:
+def _budget(options: Options) -> dict[str, Any]:
     given = {name: getattr(options, name) for name in ("macs", "params", "channels")}
     found = {name: value for name, value in given.items() if parse_fraction(name, value) is not None}
     if len(found) != 1:
@@ -114,7 +114,7 @@ def _copier(source: Path) -> Callable[[Path], None]:
     return write
 
 
-def _optimize(options: Options, budget: dict[str, float], stages: Stages, folder: Path) -> dict[str, Any]:
+def _optimize(options: Options, budget: dict[str, Any], stages: Stages, folder: Path) -> dict[str, Any]:
     from fxprune.capture import trace
     from fxprune.channels import find_groups
     from fxprune.passes import FuseBatchNorm, RemoveIdentity
