@@ -1,4 +1,4 @@
-"""The coupling graph that people see: axes as nodes, operations as edges; and the path from a parameter to what froze it."""
+"""The coupling graph that people see: axes are nodes, operations edges; and the path from a parameter to its freeze."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def axes_of(flow: Flow) -> dict[Node, Axis]:
 
 
 def build_coupling(flow: Flow) -> nx.MultiGraph:
-    """Build the multigraph: an axis is joined to each run of labels that it reads, and runs of labels to what ties them."""
+    """Build the multigraph: an axis is joined to the runs of labels that it reads, and these to what ties them."""
     graph = nx.MultiGraph()
     starts = _run_starts(flow)
 
@@ -88,7 +88,7 @@ def build_coupling(flow: Flow) -> nx.MultiGraph:
 
 
 def _run_starts(flow: Flow) -> Axis:
-    """Map every label to the first label of the batch in which it was made: labels made together are drawn as one node."""
+    """Map every label to the first of the batch in which it was made: labels made together are drawn as one node."""
     starts = np.arange(flow.labels.count, dtype=np.int64)
     for begin, size in flow.labels.batches:
         starts[begin : begin + size] = begin
@@ -113,7 +113,7 @@ def explain(groups: Groups, flow: Flow, parameter: str, dim: int) -> Explanation
     partners = tuple(
         (name, d)
         for name, d in groups.parameters
-        if (name, d) != (parameter, dim) and np.isin(groups.axis(name, d), classes).any()
+        if (name, d) != (parameter, dim) and np.isin(groups._axis(name, d), classes).any()
     )
     reason = groups.reason(int(stuck[0])) if stuck.size else ""
     return Explanation(parameter, dim, int(live.size), partners, reason, _path(groups, flow, parameter, dim, stuck))

@@ -82,7 +82,7 @@ class Groups:
         return None if axes is None or dim >= len(axes) or axes[dim] is None else self._axis(name, dim)
 
     def of(self, node: fx.Node) -> Any:
-        """Return the class ids of a node's value, one array (or None) per dimension; a list of such for several outputs."""
+        """Return the class ids of a node's value: an array (or None) per dimension, in a list for several outputs."""
         return self._map(self._flow.env.get(node))
 
     def _map(self, found: Any) -> Any:
@@ -93,7 +93,7 @@ class Groups:
         return None
 
     def group_factor(self, node: fx.Node) -> Axis | None:
-        """Return the class ids of the groups of a grouped convolution or group norm; None where there is no such factor."""
+        """Return the class ids of the groups of a grouped convolution or group norm; None where there is no such."""
         return self._map(self._flow.groups.get(node))  # type: ignore[no-any-return]
 
     def reason(self, class_id: int) -> str:
@@ -109,7 +109,7 @@ class Groups:
 
     @functools.cached_property
     def families(self) -> list[npt.NDArray[np.int64]]:
-        """Live classes with the same footprint of (parameter, dimension, number of indices), in the order of their indices."""
+        """Live classes with the same footprint of (parameter, dimension, index count), ordered by their indices."""
         footprints = np.zeros(self.size, np.uint64)
         first = np.full(self.size, np.iinfo(np.int64).max)
         random = np.random.default_rng(0)
@@ -161,7 +161,8 @@ class Groups:
             if list(wanted) != sorted(named):
                 missing = sorted(set(wanted.tolist()) - set(named))
                 raise PlanError(
-                    f"indices {missing[:5]} of dimension {d} of {name} go with channels that are removed, and are not named"
+                    f"indices {missing[:5]} of dimension {d} of {name} "
+                    "go with channels that are removed, and are not named"
                 )
         return gone
 

@@ -1,11 +1,13 @@
 """Labels: one integer for each index of each dimension, and what ties them together.
 
-Every dimension of every tensor carries an array with a label per index, or None where it is opaque (batch, space, sequence). Two labels that meet are
-tied; a grid relates the labels of one flat dimension to those of its factors. Nothing here knows operations.
+Every dimension of every tensor carries an array with a label per index, or None where it is opaque (batch, space,
+sequence). Two labels that meet are tied; a grid relates the labels of one flat dimension to those of its factors.
+Nothing here knows operations.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,9 +63,10 @@ class Labels:
         return self._units.setdefault(key, units)
 
     def split(self, flat: Axis, sizes: Sequence[int], place: str) -> tuple[Axis | None, ...]:
-        """Factor the labels of a flat dimension into one label vector per factor; None for a factor along which they do not vary.
+        """Factor the labels of a flat dimension into a label vector per factor (None: they do not vary along it).
 
-        One varying factor carries the labels as they are. Several make a grid, shared by all splits of the same labels into the same sizes.
+        One varying factor carries the labels as they are. Several make a grid, shared by all splits of the same labels
+        into the same sizes.
         """
         key = (flat.tobytes(), tuple(sizes))
         if key not in self._factored:
@@ -110,11 +113,11 @@ class Labels:
 def factor_sizes(before: Sequence[int], after: Sequence[int]) -> tuple[list[list[int]], list[list[int]]] | None:
     """Refine two shapes with the same number of elements into common factors.
 
-    Returns, for each dimension of ``before`` and of ``after``, the sizes of the factors it consists of (both lists read the same factors in the same
-    order); None where the boundaries do not divide each other.
+    Returns, for each dimension of ``before`` and of ``after``, the sizes of the factors it consists of (both lists read
+    the same factors in the same order); None where the boundaries do not divide each other.
     """
     cuts = sorted({*_bounds(before), *_bounds(after)})
-    for low, high in zip(cuts, cuts[1:], strict=False):
+    for low, high in itertools.pairwise(cuts):
         if high % low:
             return None
     return _pieces(before, cuts), _pieces(after, cuts)
@@ -134,6 +137,6 @@ def _pieces(shape: Sequence[int], cuts: list[int]) -> list[list[int]]:
     for size in reversed(shape):
         high = low * int(size)
         inside = [cut for cut in cuts if low <= cut <= high]
-        pieces.append([b // a for a, b in zip(inside, inside[1:], strict=False)][::-1])
+        pieces.append([b // a for a, b in itertools.pairwise(inside)][::-1])
         low = high
     return pieces[::-1]

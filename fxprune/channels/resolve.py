@@ -99,7 +99,7 @@ class _Resolver:
         )
 
     def _choose(self, pending: list[Grid]) -> None:
-        """Pick the factor that carries the first undecided grid of each set of grids that hang together by shared classes."""
+        """Pick the factor that carries the first undecided grid of each set of grids that share classes."""
         classes = [self.of[np.concatenate([grid.flat.reshape(-1), *grid.factors])] for grid in pending]
         rows = np.repeat(np.arange(len(pending)), [found.size for found in classes])
         columns = np.concatenate(classes) + len(pending)

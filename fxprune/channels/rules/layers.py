@@ -17,7 +17,10 @@ aten = torch.ops.aten
 
 
 def _convolve(flow: Flow, node: fx.Node, weight: Axes, bias: Axis | None, groups: Any, shape: tuple[int, ...]) -> Axes:
-    """Plain and grouped convolution: input = (group, input of the group), output = (group, output of the group), with one group factor."""
+    """Plain and grouped convolution, which share one group factor between input and output.
+
+    The input is a grid of (group, input of the group), the output one of (group, output of the group).
+    """
     source = node.args[0]
     axes = flow.axes(source)
     channel = len(axes) - len(shape) + 1  # an unbatched input has no dimension before its channels
@@ -34,10 +37,9 @@ def _convolve(flow: Flow, node: fx.Node, weight: Axes, bias: Axis | None, groups
         flow.freeze(axes[channel], "the groups of this convolution have no output channels to go with")
         flow.freeze(weight[1], "the groups of this convolution have no output channels to go with")
     else:
-        inputs = (
-            (None, None) if axes[channel] is None else flow.labels.split(axes[channel], (groups, shape[1]), flow.place)
-        )
-        row, column = flow.labels.split(out, (groups, shape[0] // groups), flow.place)
+        entering = axes[channel]
+        inputs = (None, None) if entering is None else flow.labels.split(entering, (groups, shape[1]), flow.place)
+        row, _ = flow.labels.split(out, (groups, shape[0] // groups), flow.place)
         flow.groups[node] = flow.meet(
             row, inputs[0], "the groups of this convolution cannot be told apart in its input"
         )
@@ -50,6 +52,7 @@ def _convolve(flow: Flow, node: fx.Node, weight: Axes, bias: Axis | None, groups
 
 @rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def conv_module(flow: Flow, node: fx.Node) -> Axes:
+    """Ends the input's channels at dimension 1 of the weight and begins those of dimension 0 (see ``_convolve``)."""
     layer: Any = flow.layer(node)
     weight = flow.parameter(layer.weight, 2)
     bias = None if layer.bias is None else flow.parameter(layer.bias)[0]
@@ -72,9 +75,10 @@ def _bias(flow: Flow, value: Any) -> Axis | None:
 
 @rule(*packets("conv1d", "conv2d", "conv3d"))
 def conv(flow: Flow, node: fx.Node) -> Axes:
+    """Ends the input's channels at dimension 1 of the weight and begins those of dimension 0 (see ``_convolve``)."""
     weight = node.args[1]
     bias = _bias(flow, _functional(node, "bias"))
-    return _convolve(flow, node, flow.axes(weight), bias, _functional(node, "groups"), flow.shape(weight))  # type: ignore[arg-type]
+    return _convolve(flow, node, flow.axes(weight), bias, _functional(node, "groups"), flow.shape(weight))
 
 
 def _transposed(
@@ -99,6 +103,7 @@ def _transposed(
 
 @rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def transposed_module(flow: Flow, node: fx.Node) -> Axes:
+    """Ends the input's channels at dimension 0 of the weight; each group begins those of dimension 1."""
     layer: Any = flow.layer(node)
     bias = None if layer.bias is None else flow.parameter(layer.bias)[0]
     return _transposed(flow, node, flow.parameter(layer.weight, 2), bias, layer.groups, tuple(layer.weight.shape))
@@ -106,9 +111,10 @@ def transposed_module(flow: Flow, node: fx.Node) -> Axes:
 
 @rule(*packets("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"))
 def transposed(flow: Flow, node: fx.Node) -> Axes:
+    """Ends the input's channels at dimension 0 of the weight; each group begins those of dimension 1."""
     weight = node.args[1]
     bias = _bias(flow, _functional(node, "bias"))
-    return _transposed(flow, node, flow.axes(weight), bias, _functional(node, "groups"), flow.shape(weight))  # type: ignore[arg-type]
+    return _transposed(flow, node, flow.axes(weight), bias, _functional(node, "groups"), flow.shape(weight))
 
 
 def _linear(flow: Flow, node: fx.Node, weight: Axes, bias: Axis | None) -> Axes:
@@ -120,6 +126,7 @@ def _linear(flow: Flow, node: fx.Node, weight: Axes, bias: Axis | None) -> Axes:
 
 @rule(nn.Linear)
 def linear_module(flow: Flow, node: fx.Node) -> Axes:
+    """Ties the last dimension of the input to the columns of the weight; its rows, tied to the bias, go on."""
     layer: Any = flow.layer(node)
     bias = None if layer.bias is None else flow.parameter(layer.bias)[0]
     return _linear(flow, node, flow.parameter(layer.weight), bias)
@@ -127,6 +134,7 @@ def linear_module(flow: Flow, node: fx.Node) -> Axes:
 
 @rule(*packets("linear"))
 def linear(flow: Flow, node: fx.Node) -> Axes:
+    """Ties the last dimension of the input to the columns of the weight; its rows, tied to the bias, go on."""
     weight = flow.axes(node.args[1])
     if len(weight) == 1:
         flow.meet(flow.axes(node.args[0])[-1], weight[0])
@@ -151,12 +159,14 @@ def _embed(flow: Flow, weight: Axes, indices: fx.Node) -> Axes:
 
 @rule(nn.Embedding)
 def embedding_module(flow: Flow, node: fx.Node) -> Axes:
+    """Rows are frozen, because ids pick them; columns go on."""
     layer: Any = flow.layer(node)
     return _embed(flow, flow.parameter(layer.weight), node.args[0])  # type: ignore[arg-type]
 
 
 @rule(*packets("embedding"))
 def embedding(flow: Flow, node: fx.Node) -> Axes:
+    """Rows are frozen, because ids pick them; columns go on."""
     return _embed(flow, flow.axes(node.args[0]), node.args[1])  # type: ignore[arg-type]
 
 
@@ -192,7 +202,8 @@ def _cell(flow: Flow, layer: Any, suffix: str, gates: int, feed: Axis | None) ->
         return flow.parameter(tensor) if isinstance(tensor, Tensor) else None
 
     inputs, hidden, projection = weight("weight_ih"), weight("weight_hh"), weight("weight_hr")
-    assert inputs is not None and hidden is not None
+    assert inputs is not None
+    assert hidden is not None
     units = flow.labels.fresh(layer.hidden_size)
     rows = np.tile(units, gates)
     for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
@@ -214,7 +225,7 @@ def _cell(flow: Flow, layer: Any, suffix: str, gates: int, feed: Axis | None) ->
 
 
 def _meet_state(flow: Flow, state: Any, outs: list[Axis]) -> None:
-    """The initial state is as wide as the hidden units; the final state has the same labels, which its readers keep whole."""
+    """The initial state is as wide as the hidden units, and so is the final one, which its readers keep whole."""
     states = state if isinstance(state, (list, tuple)) else [state]
     for value in states:
         if flow.is_tensor(value):
@@ -232,7 +243,7 @@ def _meet_state(flow: Flow, state: Any, outs: list[Axis]) -> None:
 def _product(flow: Flow, one: tuple[Axes, tuple[int, ...]], other: tuple[Axes, tuple[int, ...]]) -> Axes:
     (a, sa), (b, sb) = one, other
     flow.meet(a[-1], b[-2] if len(b) > 1 else b[-1])
-    lead = torch.broadcast_shapes(sa[:-2], sb[:-2])
+    lead: tuple[int, ...] = torch.broadcast_shapes(sa[:-2], sb[:-2])  # type: ignore[no-untyped-call]
     batch = broadcast(flow, [(a[:-2], sa[:-2]), (b[:-2], sb[:-2])], tuple(lead))
     for axis in batch:
         if axis is not None:
@@ -244,23 +255,26 @@ def _product(flow: Flow, one: tuple[Axes, tuple[int, ...]], other: tuple[Axes, t
 
 @rule(*packets("matmul", "bmm", "mm", "mv", "dot"))
 def matmul(flow: Flow, node: fx.Node) -> Axes:
+    """Ties what is summed over and the batch dimensions of both operands; rows and columns go on."""
     a, b = node.args[:2]
-    return _product(flow, (flow.axes(a), flow.shape(a)), (flow.axes(b), flow.shape(b)))  # type: ignore[arg-type]
+    return _product(flow, (flow.axes(a), flow.shape(a)), (flow.axes(b), flow.shape(b)))
 
 
 @rule(*packets("addmm", "baddbmm", "addbmm"))
 def addmm(flow: Flow, node: fx.Node) -> Axes:
+    """A product whose result meets the added operand, after broadcasting."""
     bias, a, b = node.args[:3]
-    found = _product(flow, (flow.axes(a), flow.shape(a)), (flow.axes(b), flow.shape(b)))  # type: ignore[arg-type]
+    found = _product(flow, (flow.axes(a), flow.shape(a)), (flow.axes(b), flow.shape(b)))
     shape = flow.shape(node)
-    return broadcast(flow, [(found, shape), (flow.axes(bias), flow.shape(bias))], shape)  # type: ignore[arg-type]
+    return broadcast(flow, [(found, shape), (flow.axes(bias), flow.shape(bias))], shape)
 
 
 @rule(*packets("scaled_dot_product_attention"))
 def attention(flow: Flow, node: fx.Node) -> Axes:
+    """Ties the widths of query and key, the lengths of key and value, and the heads of all three."""
     q, k, v = node.args[:3]
     aq, ak, av = flow.axes(q), flow.axes(k), flow.axes(v)
-    sq, sk = flow.shape(q), flow.shape(k)  # type: ignore[arg-type]
+    sq, sk = flow.shape(q), flow.shape(k)
     flow.meet(aq[-1], ak[-1])
     flow.meet(ak[-2], av[-2])
     heads = aq[-3] if len(aq) > 2 else None
@@ -285,8 +299,8 @@ def attention(flow: Flow, node: fx.Node) -> Axes:
 def _spelled_out(equation: str, ndims: list[int]) -> tuple[str, str]:
     """Return the operands and the result of an einsum with letters for every dimension, where it leaves some out.
 
-    An ellipsis stands for the leading dimensions that are not named, aligned at their end; without an arrow the result has the letters that occur
-    once, in alphabetical order, after the ellipsis.
+    An ellipsis stands for the leading dimensions that are not named, aligned at their end; without an arrow the result
+    has the letters that occur once, in alphabetical order, after the ellipsis.
     """
     terms, arrow, result = equation.partition("->")
     listed = terms.split(",")
@@ -304,14 +318,16 @@ def _spelled_out(equation: str, ndims: list[int]) -> tuple[str, str]:
 
 @rule(*packets("einsum"))
 def einsum(flow: Flow, node: fx.Node) -> Axes:
-    equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
-    terms, result = _spelled_out(equation, [len(flow.shape(operand)) for operand in operands])  # type: ignore[arg-type, union-attr]
+    """Dimensions under one letter are tied; the letters of the result go on."""
+    operands: Any = node.args[1]
+    equation = str(node.args[0]).replace(" ", "")
+    terms, result = _spelled_out(equation, [len(flow.shape(operand)) for operand in operands])
     found: dict[str, Axis | None] = {}
     seen: dict[str, int] = {}
-    for term, operand in zip(terms.split(","), operands, strict=True):  # type: ignore[arg-type]
+    for term, operand in zip(terms.split(","), operands, strict=True):
         if len(set(term)) != len(term):
             return flow.freeze_all(node, "an einsum that takes a diagonal")  # type: ignore[no-any-return]
-        for letter, axis, size in zip(term, flow.axes(operand), flow.shape(operand), strict=True):  # type: ignore[arg-type]
+        for letter, axis, size in zip(term, flow.axes(operand), flow.shape(operand), strict=True):
             if size == 1:
                 found.setdefault(letter, None)
                 continue

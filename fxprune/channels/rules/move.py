@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor, fx
 
 from fxprune.channels.labels import Axes, Axis
 from fxprune.channels.rules.same import broadcast
-from fxprune.channels.rules.table import Flow, packets, rule
+from fxprune.channels.rules.table import Flow, integer, packets, rule
 
 aten = torch.ops.aten
 
@@ -21,14 +20,31 @@ def argument(node: fx.Node, position: int, name: str, default: Any = None) -> An
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
-@rule(*packets("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as", "atleast_1d", "atleast_2d", "ravel"))  # fmt: skip
+@rule(
+    *packets(
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "view_as",
+        "reshape_as",
+        "atleast_1d",
+        "atleast_2d",
+        "ravel",
+    )
+)
 def reshape(flow: Flow, node: fx.Node) -> Axes:
+    """Labels follow the common factors of both shapes: one dimension split is a grid, several merged are one too."""
     source = node.args[0]
-    return flow.reshape(flow.axes(source), flow.shape(source), flow.shape(node))  # type: ignore[arg-type]
+    return flow.reshape(flow.axes(source), flow.shape(source), flow.shape(node))
 
 
 @rule(*packets("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "numpy_T", "mT", "adjoint"))
 def permute(flow: Flow, node: fx.Node) -> Axes:
+    """Dimensions change places and take their labels along."""
     axes = flow.axes(node.args[0])
     # Permuting a tensor whose strides are all different shows where each dimension went.
     probe = torch.empty_strided([2] * len(axes), [3 * 10**d for d in range(len(axes))], device="meta")
@@ -41,7 +57,7 @@ def permute(flow: Flow, node: fx.Node) -> Axes:
 def expand(flow: Flow, node: fx.Node) -> Axes:
     """A dimension that is repeated by stride gets labels of its own, unless its size is known only at run time."""
     source, sizes = node.args[0], argument(node, 1, "size")
-    axes, before, after = flow.axes(source), flow.shape(source), flow.shape(node)  # type: ignore[arg-type]
+    axes, before, after = flow.axes(source), flow.shape(source), flow.shape(node)
     lead = len(after) - len(before)
     result: list[Axis | None] = []
     for d, size in enumerate(after):
@@ -54,13 +70,15 @@ def expand(flow: Flow, node: fx.Node) -> Axes:
 
 @rule(*packets("expand_as"))
 def expand_as(flow: Flow, node: fx.Node) -> Axes:
-    return broadcast(flow, [(flow.axes(n), flow.shape(n)) for n in node.args[:2]], flow.shape(node))  # type: ignore[arg-type, misc]
+    """The result meets what it is expanded to, index by index."""
+    return broadcast(flow, [(flow.axes(n), flow.shape(n)) for n in node.args[:2]], flow.shape(node))
 
 
 @rule(*packets("repeat", "tile"))
 def repeat(flow: Flow, node: fx.Node) -> Axes:
+    """The labels repeat as a whole, so all copies of a channel go together."""
     source = node.args[0]
-    axes, before, after = flow.axes(source), flow.shape(source), flow.shape(node)  # type: ignore[arg-type]
+    axes, before, after = flow.axes(source), flow.shape(source), flow.shape(node)
     lead = len(after) - len(before)
     result: list[Axis | None] = [None] * lead
     for axis, old, new in zip(axes, before, after[lead:], strict=True):
@@ -70,17 +88,19 @@ def repeat(flow: Flow, node: fx.Node) -> Axes:
 
 @rule(*packets("repeat_interleave"))
 def repeat_interleave(flow: Flow, node: fx.Node) -> Axes:
+    """Each label repeats in place, so all copies of a channel go together."""
     axes = list(flow.axes(node.args[0]))
     times, d = node.args[1], argument(node, 2, "dim")
     if not isinstance(times, int) or d is None:
         return flow.freeze_all(node, "repeated by a tensor of counts")  # type: ignore[no-any-return]
-    axes[d] = None if axes[d] is None else np.repeat(axes[d], times)  # type: ignore[arg-type]
+    axes[d] = None if axes[d] is None else np.repeat(axes[d], times)
     return tuple(axes)
 
 
 @rule(*packets("cat", "concat", "concatenate"))
 def cat(flow: Flow, node: fx.Node) -> Axes:
-    pieces = [p for p in node.args[0] if flow.shape(p) != (0,)]  # type: ignore[union-attr, arg-type]
+    """The labels of the joined dimension follow each other; every other dimension is tied across the pieces."""
+    pieces: list[Any] = [p for p in node.args[0] if flow.shape(p) != (0,)]  # type: ignore[union-attr]
     d = int(argument(node, 1, "dim", 0)) % len(flow.shape(pieces[0]))
     result = list(_tied_but(flow, pieces, d))
     if any(flow.axes(p)[d] is not None for p in pieces):
@@ -110,6 +130,7 @@ def _tied_but(flow: Flow, pieces: list[Any], skip: int) -> Axes:
 
 @rule(*packets("stack"))
 def stack(flow: Flow, node: fx.Node) -> Axes:
+    """All dimensions are tied across the pieces; the new one carries no channels."""
     pieces = list(node.args[0])  # type: ignore[arg-type]
     axes = list(_tied_but(flow, pieces, -1))
     d = int(argument(node, 1, "dim", 0)) % (len(axes) + 1)
@@ -118,12 +139,14 @@ def stack(flow: Flow, node: fx.Node) -> Axes:
 
 @rule(*packets("chunk", "split", "split_with_sizes", "tensor_split"))
 def split(flow: Flow, node: fx.Node) -> list[Axes]:
+    """Each piece has its run of the labels; every other dimension is shared."""
     axes = flow.axes(node.args[0])
     d = int(argument(node, 2, "dim", 0)) % len(axes)
+    axis = axes[d]
     results, start = [], 0
     for value in node.meta["val"]:
         stop = start + int(value.shape[d])
-        piece = None if axes[d] is None else axes[d][start:stop]
+        piece = None if axis is None else axis[start:stop]
         results.append((*axes[:d], piece, *axes[d + 1 :]))
         start = stop
     return results
@@ -131,6 +154,7 @@ def split(flow: Flow, node: fx.Node) -> list[Axes]:
 
 @rule(*packets("unbind"))
 def unbind(flow: Flow, node: fx.Node) -> list[Axes]:
+    """The dimension that is taken apart is frozen; the others pass to every piece."""
     axes = flow.axes(node.args[0])
     d = int(argument(node, 1, "dim", 0)) % len(axes)
     flow.freeze(axes[d], "its indices are taken apart one by one")
@@ -139,14 +163,16 @@ def unbind(flow: Flow, node: fx.Node) -> list[Axes]:
 
 @rule(*packets("select"))
 def select(flow: Flow, node: fx.Node) -> Axes:
+    """The dimension that an index is picked from is frozen and gone; the others pass."""
     axes = flow.axes(node.args[0])
-    d = int(node.args[1]) % len(axes)  # type: ignore[call-overload]
+    d = integer(node.args[1]) % len(axes)
     flow.freeze(axes[d], "one of its indices is picked by number")
     return (*axes[:d], *axes[d + 1 :])
 
 
 @rule(*packets("slice"))
 def slice_(flow: Flow, node: fx.Node) -> Axes:
+    """The labels inside the bounds stay; a single one is picked by number, and frozen."""
     axes = list(flow.axes(node.args[0]))
     d = int(argument(node, 1, "dim", 0)) % len(axes)
     bounds = [argument(node, 2, "start"), argument(node, 3, "end"), argument(node, 4, "step", 1)]
@@ -163,8 +189,9 @@ def slice_(flow: Flow, node: fx.Node) -> Axes:
 
 @rule(*packets("narrow"))
 def narrow(flow: Flow, node: fx.Node) -> Axes:
+    """The dimension that is cut out of is frozen; the labels inside the bounds stay."""
     axes = list(flow.axes(node.args[0]))
-    d, start, length = int(node.args[1]) % len(axes), node.args[2], node.args[3]  # type: ignore[call-overload]
+    d, start, length = integer(node.args[1]) % len(axes), node.args[2], node.args[3]
     flow.freeze(axes[d], "cut out by narrow")
     axes[d] = None if axes[d] is None else axes[d][start : start + length]  # type: ignore[index, operator]
     return tuple(axes)
@@ -186,8 +213,9 @@ def constant(module: fx.GraphModule, value: Any) -> np.ndarray[Any, Any] | None:
 
 @rule(*packets("index_select"))
 def index_select(flow: Flow, node: fx.Node) -> Axes:
+    """Labels are picked like the elements, where the positions are constant."""
     axes = list(flow.axes(node.args[0]))
-    d = int(node.args[1]) % len(axes)  # type: ignore[call-overload]
+    d = integer(node.args[1]) % len(axes)
     axes[d] = _picked(flow, axes[d], node.args[2])
     return tuple(axes)
 
@@ -201,11 +229,13 @@ def _picked(flow: Flow, axis: Axis | None, index: Any) -> Axis | None:
     if values is None or values.ndim != 1 or values.dtype == np.bool_:
         flow.freeze(axis, "indexed by a tensor that is not a constant list of positions")
         return None
-    return axis[values]
+    picked: Axis = axis[values]
+    return picked
 
 
 @rule(*packets("index"))
 def index(flow: Flow, node: fx.Node) -> Axes:
+    """Labels are picked like the elements by one constant list of positions; any other index freezes."""
     axes = flow.axes(node.args[0])
     indices = list(node.args[1])  # type: ignore[arg-type]
     used = [d for d, i in enumerate(indices) if i is not None]
@@ -219,7 +249,7 @@ def index(flow: Flow, node: fx.Node) -> Axes:
         flow.freeze(axes[d], "indexed by a tensor")
         for axis in flow.axes(indices[d]):
             flow.freeze(axis, "its values are positions")
-    width = len(torch.broadcast_shapes(*shapes))
+    width = len(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
     rest = [axis for d, axis in enumerate(axes) if d not in used]
     together = used == list(range(used[0], used[-1] + 1))
     at = used[0] if together else 0
@@ -228,27 +258,32 @@ def index(flow: Flow, node: fx.Node) -> Axes:
 
 @rule(*packets("flip"))
 def flip(flow: Flow, node: fx.Node) -> Axes:
+    """The labels turn around."""
     axes = list(flow.axes(node.args[0]))
     for d in node.args[1]:  # type: ignore[union-attr]
-        axes[d] = None if axes[d] is None else axes[d][::-1]  # type: ignore[index, call-overload]
+        axes[d] = None if axes[d] is None else axes[d][::-1]  # type: ignore[index]
     return tuple(axes)
 
 
 @rule(*packets("roll"))
 def roll(flow: Flow, node: fx.Node) -> Axes:
+    """The labels turn over the end."""
     axes = list(flow.axes(node.args[0]))
     shifts, dims = argument(node, 1, "shifts"), argument(node, 2, "dims", [])
     if not dims:
         return flow.freeze_all(node, "rolled across dimensions")  # type: ignore[no-any-return]
     for shift, d in zip(shifts if isinstance(shifts, (list, tuple)) else [shifts], dims, strict=True):
         if axes[d] is not None:
-            axes[d] = np.roll(axes[d], shift)  # type: ignore[arg-type]
+            axes[d] = np.roll(axes[d], shift)
     return tuple(axes)
 
 
 @rule(*packets("pad", "constant_pad_nd"))
 def pad(flow: Flow, node: fx.Node) -> Axes:
-    """Padding adds constants; on a channel dimension these get labels of their own, so that they can go with what they are added to."""
+    """Padding adds constants.
+
+    On a channel dimension these get labels of their own, so that they can go with what they are added to.
+    """
     axes = list(flow.axes(node.args[0]))
     widths, mode = node.args[1], argument(node, 2, "mode", "constant")
     zero = (
@@ -272,7 +307,8 @@ def pad(flow: Flow, node: fx.Node) -> Axes:
 
 @rule(*packets("pixel_shuffle"))
 def pixel_shuffle(flow: Flow, node: fx.Node) -> Axes:
-    axes, r = flow.axes(node.args[0]), int(node.args[1])  # type: ignore[call-overload]
+    """Channels are a grid of (channel, tap); the taps are frozen, because they become space."""
+    axes, r = flow.axes(node.args[0]), integer(node.args[1])
     *lead, channels, height, width = axes
     flow.freeze(height, "a space dimension")
     flow.freeze(width, "a space dimension")
@@ -286,28 +322,29 @@ def pixel_shuffle(flow: Flow, node: fx.Node) -> Axes:
 def gather_space(flow: Flow, node: fx.Node) -> Axes:
     """Space moves into channels: each channel is followed by its taps."""
     source = node.args[0]
-    axes, before, after = flow.axes(source), flow.shape(source), flow.shape(node)  # type: ignore[arg-type]
+    axes, before, after = flow.axes(source), flow.shape(source), flow.shape(node)
     d = len(before) - 3
-    taps = after[d] // before[d]
-    merged = None if axes[d] is None else np.repeat(axes[d], taps)
+    axis, taps = axes[d], after[d] // before[d]
+    merged = None if axis is None else np.repeat(axis, taps)
     return (*axes[:d], merged, *[None] * (len(after) - d - 1))
 
 
 @rule(*packets("col2im"))
 def col2im(flow: Flow, node: fx.Node) -> Axes:
+    """Channels are a grid of (channel, tap); the taps are frozen, because they become space."""
     axes, after = flow.axes(node.args[0]), flow.shape(node)
     d = len(after) - 3
-    source = flow.shape(node.args[0])  # type: ignore[arg-type]
-    kept, taps = (
-        (None, None) if axes[d] is None else flow.labels.split(axes[d], (after[d], source[d] // after[d]), flow.place)
-    )  # type: ignore[arg-type]
+    source = flow.shape(node.args[0])
+    axis, taps_each = axes[d], source[d] // after[d]
+    kept, taps = (None, None) if axis is None else flow.labels.split(axis, (after[d], taps_each), flow.place)
     flow.freeze(taps, "its taps are spread over space")
     return (*axes[:d], kept, None, None)
 
 
 @rule(*packets("channel_shuffle"))
 def channel_shuffle(flow: Flow, node: fx.Node) -> Axes:
-    axes, groups = list(flow.axes(node.args[0])), int(node.args[1])  # type: ignore[call-overload]
+    """Channels are a grid of (group, member), read as (member, group) afterwards."""
+    axes, groups = list(flow.axes(node.args[0])), integer(node.args[1])
     if axes[1] is not None:
         rows, columns = flow.labels.split(axes[1], (groups, axes[1].size // groups), flow.place)
         flow.groups[node] = rows
@@ -317,6 +354,7 @@ def channel_shuffle(flow: Flow, node: fx.Node) -> Axes:
 
 @rule(*packets("glu"))
 def glu(flow: Flow, node: fx.Node) -> Axes:
+    """Each channel of the first half is tied to its gate in the second."""
     axes = list(flow.axes(node.args[0]))
     d = int(argument(node, 1, "dim", -1))
     axis = axes[d]
@@ -331,7 +369,7 @@ def glu(flow: Flow, node: fx.Node) -> Axes:
 def scatter(flow: Flow, node: fx.Node) -> Axes:
     """A part of a tensor is overwritten, index by index; the result is labelled like what it was written into."""
     base, source = node.args[:2]
-    d = int(argument(node, 2, "dim", 0)) % len(flow.shape(base))  # type: ignore[arg-type]
+    d = int(argument(node, 2, "dim", 0)) % len(flow.shape(base))
     axes, others = list(flow.axes(base)), list(flow.axes(source))
     if node.target is aten.select_scatter.default:
         flow.freeze(axes[d], "one of its indices is overwritten by number")

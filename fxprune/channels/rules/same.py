@@ -9,21 +9,23 @@ import torch
 from torch import fx, nn
 
 from fxprune.channels.labels import Axes, Axis
-from fxprune.channels.rules.table import Flow, packets, rule
+from fxprune.channels.rules.table import Flow, integer, packets, rule
 
 aten = torch.ops.aten
 
 _UNARY = """
-abs acos acosh alias asin asinh atan atanh bernoulli bitwise_not ceil celu clamp clamp_max clamp_min clone contiguous conj_physical cos cosh cumsum
-detach detach_copy dropout elu erf erfc exp exp2 expm1 feature_dropout fill floor frac gelu hardshrink hardsigmoid hardswish hardtanh isfinite isinf
-isnan leaky_relu lift_fresh lift_fresh_copy log log10 log1p log2 log_sigmoid logical_not logit mish nan_to_num neg ones_like positive rand_like
-reciprocal relu relu6 round rrelu rsqrt selu sgn sigmoid sign silu sin sinh softplus softshrink softsign sqrt square tan tanh tanhshrink threshold
+abs acos acosh alias asin asinh atan atanh bernoulli bitwise_not ceil celu clamp clamp_max clamp_min clone contiguous
+conj_physical cos cosh cumsum detach detach_copy dropout elu erf erfc exp exp2 expm1 feature_dropout fill floor frac
+gelu hardshrink hardsigmoid hardswish hardtanh isfinite isinf isnan leaky_relu lift_fresh lift_fresh_copy log log10
+log1p log2 log_sigmoid logical_not logit mish nan_to_num neg ones_like positive rand_like reciprocal relu relu6 round
+rrelu rsqrt selu sgn sigmoid sign silu sin sinh softplus softshrink softsign sqrt square tan tanh tanhshrink threshold
 to trunc type_as zero zeros_like full_like empty_like _to_copy float_power pow
-""".split()  # fmt: skip
+""".split()  # noqa: SIM905 - a list of a hundred strings would hide the names
 _BINARY = """
-add addcdiv addcmul atan2 bitwise_and bitwise_or bitwise_xor copy div eq floor_divide fmax fmin fmod ge gt hypot le lerp logaddexp logical_and
-logical_or logical_xor lt masked_fill maximum minimum mul multiply ne remainder rsub sub subtract true_divide where xlogy __and__ __or__ __xor__ divide
-""".split()  # fmt: skip
+add addcdiv addcmul atan2 bitwise_and bitwise_or bitwise_xor copy div eq floor_divide fmax fmin fmod ge gt hypot le
+lerp logaddexp logical_and logical_or logical_xor lt masked_fill maximum minimum mul multiply ne remainder rsub sub
+subtract true_divide where xlogy __and__ __or__ __xor__ divide
+""".split()  # noqa: SIM905 - a list of a hundred strings would hide the names
 
 
 _OPAQUE = "meets a batch, space or sequence dimension"
@@ -49,6 +51,7 @@ def broadcast(
 
 @rule(*packets(*_UNARY, *_BINARY))
 def same(flow: Flow, node: fx.Node) -> Axes:
+    """All operands meet index by index, after broadcasting."""
     tensors = flow.tensors(node)
     inputs = [n.name for n in tensors if n.op == "placeholder"]
     what = f"meets the model's input {inputs[0]!r}" if inputs else _OPAQUE
@@ -57,6 +60,7 @@ def same(flow: Flow, node: fx.Node) -> Axes:
 
 @rule(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity)
 def same_module(flow: Flow, node: fx.Node) -> Axes:
+    """The labels pass as they are."""
     return flow.axes(node.args[0])
 
 
@@ -68,7 +72,7 @@ def extreme(flow: Flow, node: fx.Node) -> Any:
     axes = list(flow.axes(node.args[0]))
     if len(node.args) < 2:
         return ()
-    d = int(node.args[1]) % len(axes)  # type: ignore[call-overload]
+    d = integer(node.args[1]) % len(axes)
     flow.freeze(axes[d], "the position of the extreme value has a meaning")
     axes[d : d + 1] = [None] if len(node.args) > 2 and node.args[2] else []
     return [tuple(axes), tuple(axes)]
@@ -76,12 +80,40 @@ def extreme(flow: Flow, node: fx.Node) -> Any:
 
 @rule(operator.getitem)
 def getitem(flow: Flow, node: fx.Node) -> Any:
+    """One of several outputs has the labels that its operation gave it."""
     source, index = node.args
     found = flow.env[source]  # type: ignore[index]
     return found[index] if found is not None else flow.opaque(node.meta.get("val"))
 
 
-@rule(*packets("sym_size", "sym_numel", "item", "_local_scalar_dense", "_assert_scalar", "_assert_tensor_metadata"), operator.mul, operator.add, operator.sub, operator.floordiv, operator.mod, operator.truediv, operator.neg, operator.le, operator.lt, operator.ge, operator.gt, operator.eq, operator.ne, operator.pow, max, min, int, float, round, torch.sym_max, torch.sym_min, torch.sym_int, torch.sym_float, torch.sym_not, torch.sym_sum)  # fmt: skip
+@rule(
+    *packets("sym_size", "sym_numel", "item", "_local_scalar_dense", "_assert_scalar", "_assert_tensor_metadata"),
+    operator.mul,
+    operator.add,
+    operator.sub,
+    operator.floordiv,
+    operator.mod,
+    operator.truediv,
+    operator.neg,
+    operator.le,
+    operator.lt,
+    operator.ge,
+    operator.gt,
+    operator.eq,
+    operator.ne,
+    operator.pow,
+    max,
+    min,
+    int,
+    float,
+    round,
+    torch.sym_max,
+    torch.sym_min,
+    torch.sym_int,
+    torch.sym_float,
+    torch.sym_not,
+    torch.sym_sum,
+)
 def number(flow: Flow, node: fx.Node) -> None:
     """Arithmetic on sizes; a tensor that is read as a number stays whole."""
     if str(node.target).startswith(("aten.item", "aten._local")):

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.channels.labels import Axes
 from fxprune.channels.rules.layers import _functional
-from fxprune.channels.rules.table import Flow, packets, rule
+from fxprune.channels.rules.table import Flow, integer, packets, rule
 
 aten = torch.ops.aten
 
@@ -25,6 +25,7 @@ def _per_channel(flow: Flow, axes: Axes, tensors: list[Any], d: int = 1) -> Axes
 
 @rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.PReLU)
 def per_channel_module(flow: Flow, node: fx.Node) -> Axes:
+    """Weights, biases and running statistics are tied to the channels, and the channels pass."""
     layer = flow.layer(node)
     tensors = [getattr(layer, name, None) for name in ("weight", "bias", "running_mean", "running_var")]
     d = 1 if len(flow.shape(node)) > 1 else 0
@@ -33,6 +34,7 @@ def per_channel_module(flow: Flow, node: fx.Node) -> Axes:
 
 @rule(*packets("batch_norm", "instance_norm", "prelu"))
 def per_channel(flow: Flow, node: fx.Node) -> Axes:
+    """Vectors with one value per channel are tied to the channels, and the channels pass."""
     operands = [flow.axes(n) for n in node.args[1:] if flow.is_tensor(n)]
     return _per_channel(flow, flow.axes(node.args[0]), operands)
 
@@ -49,6 +51,7 @@ def _over_last(flow: Flow, node: fx.Node, tensors: list[Any]) -> Axes:
 
 @rule(nn.LayerNorm, nn.RMSNorm)
 def layer_norm_module(flow: Flow, node: fx.Node) -> Axes:
+    """Weight and bias are tied to the last dimensions, which they cover."""
     layer = flow.layer(node)
     tensors = [getattr(layer, name, None) for name in ("weight", "bias")]
     return _over_last(flow, node, [flow.parameter(t) for t in tensors if isinstance(t, Tensor)])
@@ -56,6 +59,7 @@ def layer_norm_module(flow: Flow, node: fx.Node) -> Axes:
 
 @rule(*packets("layer_norm", "rms_norm"))
 def layer_norm(flow: Flow, node: fx.Node) -> Axes:
+    """Weight and bias are tied to the last dimensions, which they cover."""
     return _over_last(flow, node, [flow.axes(n) for n in node.args[1:] if flow.is_tensor(n)])
 
 
@@ -69,6 +73,7 @@ def _group_norm(flow: Flow, node: fx.Node, groups: int, tensors: list[Any]) -> A
 
 @rule(nn.GroupNorm)
 def group_norm_module(flow: Flow, node: fx.Node) -> Axes:
+    """Channels are a grid of (group, member), and its affine vectors are tied to them."""
     layer: Any = flow.layer(node)
     return _group_norm(
         flow, node, layer.num_groups, [flow.parameter(t) for t in (layer.weight, layer.bias) if t is not None]
@@ -77,7 +82,9 @@ def group_norm_module(flow: Flow, node: fx.Node) -> Axes:
 
 @rule(*packets("group_norm"))
 def group_norm(flow: Flow, node: fx.Node) -> Axes:
-    return _group_norm(flow, node, int(node.args[1]), [flow.axes(n) for n in node.args[2:] if flow.is_tensor(n)])  # type: ignore[call-overload]
+    """Channels are a grid of (group, member), and its affine vectors are tied to them."""
+    tensors = [flow.axes(n) for n in node.args[2:] if flow.is_tensor(n)]
+    return _group_norm(flow, node, integer(node.args[1]), tensors)
 
 
 @rule(*packets("softmax", "log_softmax", "softmin", "_softmax"))
@@ -92,6 +99,7 @@ def softmax(flow: Flow, node: fx.Node) -> Axes:
     )
 )
 def reduce(flow: Flow, node: fx.Node) -> Axes:
+    """What is reduced over ends here, and what is left of it enters the statistic; the other dimensions pass."""
     axes = flow.axes(node.args[0])
     shape = flow.shape(node)
     dims = reduced(node, len(axes))
@@ -124,25 +132,43 @@ def _space(flow: Flow, node: fx.Node) -> Any:
 
 _SPACE: dict[Any, int] = {
     getattr(aten, f"{name}{n}d"): n
-    for name in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "_adaptive_avg_pool", "lp_pool", "fractional_max_pool",
-                 "upsample_nearest", "_upsample_nearest_exact", "reflection_pad", "replication_pad")
+    for name in (
+        "max_pool",
+        "avg_pool",
+        "adaptive_avg_pool",
+        "adaptive_max_pool",
+        "_adaptive_avg_pool",
+        "lp_pool",
+        "fractional_max_pool",
+        "upsample_nearest",
+        "_upsample_nearest_exact",
+        "reflection_pad",
+        "replication_pad",
+    )
     for n in (1, 2, 3)
     if hasattr(aten, f"{name}{n}d")
-}  # fmt: skip
+}
 _SPACE |= {
     getattr(aten, f"max_pool{n}d_with_indices"): n for n in (1, 2, 3) if hasattr(aten, f"max_pool{n}d_with_indices")
 }
 _SPACE |= {
     getattr(aten, name): n
-    for name, n in {"upsample_linear1d": 1, "upsample_bilinear2d": 2, "upsample_bicubic2d": 2, "upsample_trilinear3d": 3,
-                    "_upsample_bicubic2d_aa": 2, "_upsample_bilinear2d_aa": 2}.items()
+    for name, n in {
+        "upsample_linear1d": 1,
+        "upsample_bilinear2d": 2,
+        "upsample_bicubic2d": 2,
+        "upsample_trilinear3d": 3,
+        "_upsample_bicubic2d_aa": 2,
+        "_upsample_bilinear2d_aa": 2,
+    }.items()
     if hasattr(aten, name)
-}  # fmt: skip
+}
 rule(*_SPACE)(_space)
 
 
 @rule(*packets("grid_sampler"))
 def grid_sampler(flow: Flow, node: fx.Node) -> Axes:
+    """Batch and channels pass; space and the coordinates that address it are frozen."""
     axes, grid = flow.axes(node.args[0]), flow.axes(node.args[1])
     for axis in (*axes[2:], *grid):
         flow.freeze(axis, "a space dimension or a coordinate")
@@ -151,6 +177,7 @@ def grid_sampler(flow: Flow, node: fx.Node) -> Axes:
 
 @rule(*packets("argmax", "argmin"))
 def argmax(flow: Flow, node: fx.Node) -> Axes:
+    """What it searches is frozen, because its result is a position; the other dimensions pass."""
     axes = flow.axes(node.args[0])
     dims = reduced(node, len(axes))
     for d in dims:

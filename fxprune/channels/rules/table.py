@@ -1,7 +1,7 @@
 """The one table of rules, and what a rule gets to work with.
 
-A rule says how labels flow through one operation: it reads the labels of the operands, ties, splits, merges or freezes, and returns the labels of the
-result. An operation without a rule freezes everything that enters it.
+A rule says how labels flow through one operation: it reads the labels of the operands, ties, splits, merges or freezes,
+and returns the labels of the result. An operation without a rule freezes everything that enters it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RULES: dict[Any, Rule] = {}
 
 
 def rule(*keys: Any) -> Callable[[Rule], Rule]:
-    """Register a rule for operation packets, module classes or plain functions. A second rule for the same key is an error."""
+    """Register a rule for operation packets, module classes or plain functions; two for one key are an error."""
 
     def register(function: Rule) -> Rule:
         for key in keys:
@@ -63,7 +63,7 @@ class Flow:
         found = self.env[value]
         return tuple(found)
 
-    def shape(self, node: fx.Node) -> tuple[int, ...]:
+    def shape(self, node: Any) -> tuple[int, ...]:
         """Return the concrete sizes of a tensor node."""
         return tuple(int(s) for s in node.meta["val"].shape)
 
@@ -76,7 +76,12 @@ class Flow:
         return [n for n in node.all_input_nodes if self.is_tensor(n)]
 
     def parameter(self, tensor: Tensor | None, labelled: int | None = None) -> Axes:
-        """Return the labels of a parameter or buffer; made at the first call, with labels for the first ``labelled`` dimensions (None: all)."""
+        """Return the labels of a parameter or buffer, made at the first call.
+
+        Args:
+            tensor: The parameter or buffer.
+            labelled: How many of its first dimensions get labels (None: all).
+        """
         assert tensor is not None
         name = self._names[id(tensor)]
         if name not in self.parameters:
@@ -100,7 +105,7 @@ class Flow:
     def meet(
         self, one: Axis | None, other: Axis | None, what: str = "meets a batch, space or sequence dimension"
     ) -> Axis | None:
-        """Two dimensions of equal size that are used index by index: tied if both are labelled, frozen if one is opaque."""
+        """Relate dimensions that are used index by index: tied if both are labelled, frozen if one is opaque."""
         if one is None or other is None:
             self.freeze(one, what)
             self.freeze(other, what)
@@ -190,6 +195,11 @@ class Flow:
 def packets(*names: str) -> list[Any]:
     """Return the ATen packets of these names that this version of torch has."""
     return [getattr(torch.ops.aten, name) for name in names if hasattr(torch.ops.aten, name)]
+
+
+def integer(value: Any) -> int:
+    """Return an argument that the schema promises to be a number; the types of ``node.args`` do not say so."""
+    return int(value)
 
 
 def _short(source: str) -> str:
