@@ -1,4 +1,4 @@
-"""The cut: parameters and buffers by label, module attributes, the numbers in the graph, and then all shapes once more."""
+"""The cut: parameters and buffers by label, module attributes, the numbers in the graph, and all shapes once more."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def cut(traced: Traced, removed: Any, groups: Groups | None = None) -> Traced:
     """
     if getattr(removed, "compensate", None) is not None:
         raise InputError(
-            f"the plan asks for compensate={removed.compensate!r}, which this version cannot carry out; make it with compensate=None"
+            f"the plan asks for compensate={removed.compensate!r}, which this version cannot carry out; "
+            "make it with compensate=None"
         )
     groups = groups or find_groups(traced)
     kept = Kept(groups, removal_of(removed))
@@ -109,7 +110,7 @@ def _fit(layer: Any, groups: int | None) -> None:
     if groups is not None:
         name = "num_groups" if isinstance(layer, nn.GroupNorm) else "groups"
         setattr(layer, name, groups)
-    weight = getattr(layer, "weight", None)
+    weight: Any = getattr(layer, "weight", None)
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
         layer.in_channels, layer.out_channels = weight.shape[0], weight.shape[1] * layer.groups
     elif isinstance(layer, nn.modules.conv._ConvNd):
@@ -149,7 +150,8 @@ def _check_shapes(pairs: list[tuple[fx.Node, fx.Node]], kept: Kept) -> None:
         if isinstance(old.meta.get("val"), Tensor):
             promised, found = kept.shape(old), tuple(new.meta["val"].shape)
             if promised != found:
+                where = old.meta.get("source") or old.meta.get("path")
                 raise VerifyError(
-                    f"after the cut {old.name} ({old.target}, {old.meta.get('source') or old.meta.get('path')}) has shape {found}, "
+                    f"after the cut {old.name} ({old.target}, {where}) has shape {found}, "
                     f"and the labels promise {promised}; protect its parameters and report this graph"
                 )

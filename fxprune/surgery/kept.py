@@ -48,6 +48,6 @@ class Kept:
         )
 
     def groups_left(self, node: fx.Node) -> int | None:
-        """Return the number of groups left to a grouped convolution, group norm or channel shuffle; None if it does not change."""
+        """Return the number of groups left to a grouped convolution, group norm or channel shuffle; None if all are."""
         factor = self.groups.group_factor(node)
         return None if factor is None or not self.gone[factor].any() else int(self.mask(factor).sum())

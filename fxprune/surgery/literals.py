@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.channels.rules.move import argument, constant
+from fxprune.channels.rules.table import integer
 from fxprune.surgery.kept import Kept
 
 aten = torch.ops.aten
@@ -57,7 +58,7 @@ class Rewriter:
     def sizes(
         self, old: fx.Node, new: fx.Node, literals: Any, before: tuple[int, ...], after: tuple[int, ...]
     ) -> list[Any]:
-        """Return the sizes of a call, each brought to what is left: numbers are replaced, size expressions are scaled."""
+        """Return the sizes of a call brought to what is left: numbers are replaced, size expressions are scaled."""
         result = []
         for literal, was, now in zip(literals, before, after, strict=True):
             if was == now or (isinstance(literal, int) and literal == -1):
@@ -90,6 +91,7 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
 
 @rewrites("view", "reshape", "_unsafe_view", "expand", "new_zeros", "new_ones", "new_full", "new_empty")
 def sizes_second(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
+    """Bring the sizes in the second argument to what is left."""
     after = rewriter.kept.shape(old)
     if after != _shape(old):
         rewriter.set(new, 1, "size", rewriter.sizes(old, new, new.args[1], _shape(old), after))
@@ -97,6 +99,7 @@ def sizes_second(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
 
 @rewrites("zeros", "ones", "full", "empty", "rand", "randn")
 def sizes_first(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
+    """Bring the sizes in the first argument to what is left."""
     after = rewriter.kept.shape(old)
     if after != _shape(old):
         rewriter.set(new, 0, "size", rewriter.sizes(old, new, new.args[0], _shape(old), after))
@@ -104,14 +107,16 @@ def sizes_first(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
 
 @rewrites("unflatten")
 def unflatten(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
+    """Bring the sizes of the new dimensions to what is left."""
     before, after = _shape(old), rewriter.kept.shape(old)
-    d = int(old.args[1]) % old.args[0].meta["val"].ndim  # type: ignore[call-overload, union-attr]
+    d = integer(old.args[1]) % old.args[0].meta["val"].ndim  # type: ignore[union-attr]
     count = len(old.args[2])  # type: ignore[arg-type]
     rewriter.set(new, 2, "sizes", rewriter.sizes(old, new, new.args[2], before[d : d + count], after[d : d + count]))
 
 
 @rewrites("chunk", "split", "split_with_sizes", "tensor_split")
 def split(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
+    """Split into what is left of each piece, whatever the sections were before."""
     axes = rewriter.kept.axes(old)
     d = int(argument(old, 2, "dim", 0)) % len(axes[0])
     if all(piece[d] is None or not rewriter.kept.gone[piece[d]].any() for piece in axes):
@@ -132,6 +137,7 @@ def _positions(rewriter: Rewriter, source: fx.Node, d: int, picked: Any) -> Any 
 
 @rewrites("slice")
 def slice_(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
+    """Move the bounds to where what is left begins and ends, or pick it where it is not one run."""
     source: Any = old.args[0]
     d = int(argument(old, 1, "dim", 0)) % source.meta["val"].ndim
     bounds = slice(argument(old, 2, "start"), argument(old, 3, "end"), argument(old, 4, "step", 1))
@@ -148,6 +154,7 @@ def slice_(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
 
 @rewrites("slice_scatter")
 def slice_scatter(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
+    """Move the bounds to where what is left of the overwritten part begins and ends."""
     source: Any = old.args[0]
     d = int(argument(old, 2, "dim", 0)) % source.meta["val"].ndim
     bounds = slice(argument(old, 3, "start"), argument(old, 4, "end"))
@@ -163,13 +170,15 @@ def slice_scatter(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
 
 @rewrites("index_select")
 def index_select(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
+    """Pick the positions that stay, counted in what is left."""
     source: Any = old.args[0]
-    d = int(old.args[1]) % source.meta["val"].ndim  # type: ignore[call-overload]
+    d = integer(old.args[1]) % source.meta["val"].ndim
     _reindex(rewriter, new, source, d, old.args[2])
 
 
 @rewrites("index")
 def index(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
+    """Pick the positions that stay, counted in what is left, where one constant list of them is given."""
     used = [d for d, i in enumerate(old.args[1]) if i is not None]  # type: ignore[arg-type]
     if len(used) == 1:
         _reindex(rewriter, new, old.args[0], used[0], old.args[1][used[0]])  # type: ignore[index]
@@ -186,6 +195,7 @@ def _reindex(rewriter: Rewriter, new: fx.Node, source: Any, d: int, index_node: 
 
 @rewrites("roll")
 def roll(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
+    """Turn by as many indices as are left of those that turn over the end."""
     source: Any = old.args[0]
     shifts, dims = argument(old, 1, "shifts"), argument(old, 2, "dims", [])
     result = []
@@ -199,6 +209,7 @@ def roll(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
 
 @rewrites("pad", "constant_pad_nd")
 def pad(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
+    """Pad by the constants that are left."""
     axes, widths = rewriter.kept.axes(old), list(new.args[1])  # type: ignore[arg-type]
     for k in range(len(widths) // 2):
         axis = axes[len(axes) - 1 - k]
@@ -221,6 +232,7 @@ def pad(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
     "channel_shuffle",
 )
 def group_count(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
+    """Set the number of groups to those that are left."""
     left = rewriter.kept.groups_left(old)
     if left is None:
         return
@@ -231,6 +243,7 @@ def group_count(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
 
 @rewrites("layer_norm", "rms_norm")
 def normalized_shape(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
+    """Set the normalized shape to what is left of the last dimensions."""
     count = len(old.args[1])  # type: ignore[arg-type]
     rewriter.set(new, 1, "normalized_shape", list(rewriter.kept.shape(old)[-count:]))
 

@@ -1,4 +1,4 @@
-"""The masked reference: the original graph in float64 with every removed index zeroed, and statistics over what is left."""
+"""The masked reference: the original graph in float64 with removed indices zeroed, and statistics over what is left."""
 
 from __future__ import annotations
 
@@ -35,17 +35,20 @@ class Widened(fx.Interpreter):
         return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Return a parameter or buffer in double precision."""
         return self.widen(super().get_attr(target, args, kwargs))
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Call an operation, with every dtype that it is given widened."""
         if isinstance(target, torch._ops.OpOverload):
             args, kwargs = pytree.tree_map_only(torch.dtype, self.widen, (args, kwargs))
         return super().call_function(target, args, kwargs)
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Call a layer with its tensors widened."""
         return self.call_layer(self.fetch_attr(target), args, kwargs)
 
-    def call_layer(self, layer: nn.Module, args: Any, kwargs: Any) -> Any:
+    def call_layer(self, layer: Any, args: Any, kwargs: Any) -> Any:
         """Call a layer with its tensors widened."""
         tensors = {name: self.widen(t) for name, t in [*layer.named_parameters(), *layer.named_buffers()]}
         plain = isinstance(layer, nn.modules.conv._ConvNd) and not isinstance(layer, nn.modules.conv._ConvTransposeNd)
@@ -60,7 +63,10 @@ class Widened(fx.Interpreter):
 
 
 def _depthwise(layer: Any, weight: Tensor, bias: Tensor | None, value: Tensor) -> Tensor:
-    """Depthwise convolution as a sum over kernel taps: torch has no fast kernel for it in float64 (30 times slower on a CPU)."""
+    """Depthwise convolution as a sum over kernel taps.
+
+    Torch has no fast kernel for it in float64 (30 times slower on a CPU).
+    """
     space = value.ndim - 2
     value = nn.functional.pad(value, [p for size in reversed(layer.padding) for p in (size, size)])
     if layer.out_channels != layer.in_channels:
@@ -73,11 +79,10 @@ def _depthwise(layer: Any, weight: Tensor, bias: Tensor | None, value: Tensor) -
         window = value
         for d, place in enumerate(tap):
             start = place * layer.dilation[d]
-            window = window[
-                (slice(None),) * (2 + d)
-                + (slice(start, start + (sizes[d] - 1) * layer.stride[d] + 1, layer.stride[d]),)
-            ]
-        total = total + window * weight[(slice(None), 0, *tap)].view(shape)
+            stop = start + (sizes[d] - 1) * layer.stride[d] + 1
+            window = window[(*[slice(None)] * (2 + d), slice(start, stop, layer.stride[d]))]
+        at: Any = (slice(None), 0, *tap)
+        total = total + window * weight[at].view(shape)
     return total if bias is None else total + bias.view(shape)
 
 
@@ -89,11 +94,13 @@ class Masked(Widened):
         self.kept = kept
 
     def run_node(self, node: fx.Node) -> Any:
+        """Run a node, with what is removed zeroed in its value."""
         masks = self._statistic_masks(node)
         value = self._over_kept(node, masks) if masks else super().run_node(node)
         return value if node.op == "output" else self._zeroed(value, self.kept.axes(node))
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Call a layer; a recurrent one with the removed units silenced in its weights."""
         layer = self.fetch_attr(target)
         if not isinstance(layer, nn.RNNBase):
             return super().call_module(target, args, kwargs)

@@ -41,10 +41,11 @@ class Verification:
 def verify_cut(
     traced: Traced, pruned: Traced, removed: Any, groups: Groups | None = None, *, tolerance: float = 1e-9
 ) -> Verification:
-    """Check that the cut graph computes what the original does without the removed channels, in float64 on the example inputs.
+    """Check in float64 that the cut graph computes what the original does without the removed channels, on its inputs.
 
     Raises:
-        VerifyError: It does not (the message names the first node that differs), or the outputs prove nothing because they are constant.
+        VerifyError: It does not (the message names the first node that differs), or the outputs prove nothing because
+            they are constant.
     """
     groups = groups or find_groups(traced)
     kept = Kept(groups, removal_of(removed))
@@ -54,21 +55,22 @@ def verify_cut(
         raise VerifyError(f"the cut model has {len(found)} outputs, the original {len(reference)}")
     if all(_is_vacuous(output) for output in reference):
         raise VerifyError(
-            "every output of the reference is one constant (or not finite), so comparing with it proves nothing; load trained weights, or "
-            "give layers whose weights are all zero (often the last one) random values first"
+            "every output of the reference is one constant (or not finite), so comparing with it proves nothing; "
+            "load trained weights, or give layers whose weights are all zero (often the last one) random values first"
         )
     errors = [relative_error(a, b) for a, b in zip(found, reference, strict=True)]
     result = Verification(max(errors), "float64", tolerance, len(errors))
     if not result.ok:
         where = _first_difference(traced, pruned, kept, tolerance)
         raise VerifyError(
-            f"the cut model differs from the masked reference by {result.max_relative_error:.3g} (allowed: {tolerance:g}); {where}"
+            f"the cut model differs from the masked reference by {result.max_relative_error:.3g} "
+            f"(allowed: {tolerance:g}); {where}"
         )
     return result
 
 
 def relative_error(found: Tensor, reference: Tensor) -> float:
-    """Return the largest difference divided by the largest magnitude; infinite where shapes differ or a value is not finite."""
+    """Return the largest difference divided by the largest magnitude; infinite for other shapes or non-finite."""
     if found.shape != reference.shape:
         return float("inf")
     if not found.numel():
@@ -107,7 +109,10 @@ class _RecordedWidened(_Recorded, Widened):
 
 
 def _first_difference(traced: Traced, pruned: Traced, kept: Kept, tolerance: float) -> str:
-    """Name the first node whose kept values differ. Holds all values of both runs, so it is only called when the check has failed."""
+    """Name the first node whose kept values differ.
+
+    Holds all values of both runs, so it is only called when the check has failed.
+    """
     one, other = _RecordedMasked(traced.module, kept), _RecordedWidened(pruned.module)
     one.values, other.values = {}, {}
     one.run_flat(traced.args, traced.kwargs)
