@@ -102,7 +102,10 @@ class Pass(ABC):
         """
 
     def check(self, before: Traced, after: Traced) -> None:  # noqa: B027 - what a pass keeps is checked without it
-        """Raise ``VerifyError`` where more than ``keeps`` can be checked, and does not hold; a Pipeline calls it."""
+        """Raise ``VerifyError`` where more than ``keeps`` can be checked, and does not hold; a Pipeline calls it.
+
+        New weights are still as exact as the pass made them, and shapes not propagated.
+        """
 
     def __call__(self, traced: Traced) -> Result:
         """Return the rewritten model and the report; numbers are checked by a :class:`Pipeline` only."""
@@ -199,12 +202,12 @@ def _checked(step: Pass, traced: Traced, known: Witness | None) -> tuple[Result,
     draft, report = _rewritten(step, traced)
     changed = bool(report.changes)
     compared = was is not None and was.double and check_outputs(traced, draft, was, changed=changed)
+    step.check(traced, draft)
     rounded = _settle(traced, draft)
     check_signature(traced, draft)
     if was is not None and not compared:
         was = witness(traced, double=False) if was.double else was
         check_outputs(traced, draft, was, changed=changed)
-    step.check(traced, draft)
     return Result(draft, Report([report])), None if rounded else was
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fxprune.capture import Traced
-from fxprune.graph_tools import adopt
+from fxprune.channels import find_groups
+from fxprune.graph_tools import adopt, place_of
 from fxprune.pipeline import Keeps, Pass
 from fxprune.planning import Plan
 from fxprune.report import Change, Skip
-from fxprune.surgery import cut, verify_cut
+from fxprune.surgery import Kept, compensation_of, cut_with, removal_of, verify_cut
 
 _DONE = "fxprune.plans"  # key in the graph module's meta: hashes of the plans carried out on it
 
@@ -24,6 +25,8 @@ class PruneChannels(Pass):
 
     Attributes:
         plan: What to remove; made for this graph (:func:`fxprune.planning.make_plan`).
+        calibration: Batches of inputs (a tensor, or a tuple of positional inputs, each), for a plan that compensates
+            with the ``mean``. It is iterated over once to cut and once more to check, so give a list or a loader.
         verify: Whether to compare with the masked original after the cut.
     """
 
@@ -32,6 +35,7 @@ class PruneChannels(Pass):
 
     plan: Plan
     verify: bool = True
+    calibration: Iterable[Any] | None = None
 
     def requires(self, traced: Traced) -> None:
         """Raise ``PlanError`` where the plan was made for another graph."""
@@ -43,17 +47,24 @@ class PruneChannels(Pass):
         if self._is_done(traced) or not self.plan.removed:
             return
         sizes = {name: tuple(tensor.shape) for name, tensor in traced.module.state_dict().items()}
-        adopt(traced.module, cut(traced, self.plan).module)
+        kept = Kept(find_groups(traced), removal_of(self.plan))
+        held = compensation_of(traced, self.plan, kept, self.calibration)
+        adopt(traced.module, cut_with(traced, kept, held.constants, exact=True).module)
         traced.module.meta[_DONE] = (*traced.module.meta.get(_DONE, ()), self.plan.hash)
         for name, dimensions in self.plan.removed.items():
             for dim, indices in dimensions.items():
                 size = sizes[name][dim]
                 yield Change(name, f"dimension {dim}: {size} -> {size - len(indices)}")
+        places = {node.name: place_of(node) for node in traced.module.graph.nodes}
+        for name in held.constants:
+            yield Change(places[name], "its bias takes up what the removed channels leave behind")
+        for place, reason in held.skipped:
+            yield Skip(place, f"reads removed channels as zero, not as the constant that they leave behind: {reason}")
 
     def check(self, before: Traced, after: Traced) -> None:
         """Compare with the masked reference."""
         if self.verify and not self._is_done(before):
-            verify_cut(before, after, self.plan)
+            verify_cut(before, after, self.plan, calibration=self.calibration)
 
     def _is_done(self, traced: Traced) -> bool:
         return self.plan.hash in traced.module.meta.get(_DONE, ())

@@ -1,7 +1,22 @@
 """The cut, and the proof that it is right."""
 
-from fxprune.surgery.cut import cut
+from fxprune.surgery.compensate import Compensation, compensation_of
+from fxprune.surgery.cut import cut, cut_with
+from fxprune.surgery.kept import Kept, removal_of
 from fxprune.surgery.reference import Masked, Widened
-from fxprune.surgery.verify import Verification, relative_error, verify_cut
+from fxprune.surgery.verify import Verification, relative_error, verify_cut, verify_with
 
-__all__ = ["Masked", "Verification", "Widened", "cut", "relative_error", "verify_cut"]
+__all__ = [
+    "Compensation",
+    "Kept",
+    "Masked",
+    "Verification",
+    "Widened",
+    "compensation_of",
+    "cut",
+    "cut_with",
+    "relative_error",
+    "removal_of",
+    "verify_cut",
+    "verify_with",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,31 +12,45 @@ from torch import Tensor, fx, nn
 
 from fxprune.capture import Traced, propagate
 from fxprune.channels import Groups, find_groups
-from fxprune.errors import InputError, PlanError, VerifyError
+from fxprune.errors import PlanError, VerifyError
+from fxprune.graph_tools import assign
+from fxprune.surgery.compensate import compensation_of, shift_biases
+from fxprune.surgery.constants import Constant
 from fxprune.surgery.kept import Kept, removal_of
 from fxprune.surgery.literals import Rewriter
 
 
-def cut(traced: Traced, removed: Any, groups: Groups | None = None) -> Traced:
+def cut(
+    traced: Traced,
+    removed: Any,
+    groups: Groups | None = None,
+    *,
+    calibration: Iterable[Any] | None = None,
+    exact: bool = False,
+) -> Traced:
     """Remove channels and return the smaller model; the given one is left as it is.
 
     Args:
         traced: The captured model.
         removed: A plan, or a mapping parameter -> dimension -> indices as ``Groups.removal`` gives it.
         groups: The groups of ``traced``, if they are at hand.
+        calibration: Batches of inputs, for a plan with ``compensate="mean"``; iterated over once.
+        exact: Whether to leave biases that took up a constant in float64, for :func:`verify_cut`; the model then runs
+            in float64 only. Rounding them costs about 1e-7.
 
     Raises:
         PlanError: The removal empties a dimension.
-        InputError: The removal does not fit this model.
+        InputError: The removal does not fit this model, or the calibration batches do not.
         VerifyError: Shapes disagree after the cut.
     """
-    if getattr(removed, "compensate", None) is not None:
-        raise InputError(
-            f"the plan asks for compensate={removed.compensate!r}, which this version cannot carry out; "
-            "make it with compensate=None"
-        )
     groups = groups or find_groups(traced)
     kept = Kept(groups, removal_of(removed))
+    constants = compensation_of(traced, removed, kept, calibration).constants
+    return cut_with(traced, kept, constants, exact=exact)
+
+
+def cut_with(traced: Traced, kept: Kept, constants: Mapping[str, Constant], *, exact: bool) -> Traced:
+    """Cut as :func:`cut` does, with what the removed channels hold where they are read already known."""
     tensors = _cut_tensors(traced.module, kept)
     root = _copy_tree(traced.module, tensors, {})
     graph = copy.deepcopy(traced.module.graph)
@@ -53,6 +68,10 @@ def cut(traced: Traced, removed: Any, groups: Groups | None = None) -> Traced:
     _check_shapes(pairs, kept)
     module.graph.eliminate_dead_code()  # lists of positions that were replaced
     module.recompile()
+    shifted = shift_biases(traced, result, kept, constants)
+    if not exact:
+        for layer, name, dtype in shifted:
+            assign(layer, name, getattr(layer, name).detach().to(dtype))
     return result
 
 

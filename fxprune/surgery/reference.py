@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -87,14 +88,20 @@ def _depthwise(layer: Any, weight: Tensor, bias: Tensor | None, value: Tensor) -
 
 
 class Masked(Widened):
-    """Runs the original graph in float64 as if the removed indices were not there."""
+    """Runs the original graph in float64 as if the removed indices were not there.
 
-    def __init__(self, module: fx.GraphModule, kept: Kept) -> None:
+    ``constants`` names layers that read removed channels as a constant instead of zero, in their padding too.
+    """
+
+    def __init__(self, module: fx.GraphModule, kept: Kept, constants: Mapping[str, Any] | None = None) -> None:
         super().__init__(module)
         self.kept = kept
+        self.constants = constants or {}
 
     def run_node(self, node: fx.Node) -> Any:
         """Run a node, with what is removed zeroed in its value."""
+        if node.name in self.constants:
+            return self._zeroed(self._over_constants(node), self.kept.axes(node))
         masks = self._statistic_masks(node)
         value = self._over_kept(node, masks) if masks else super().run_node(node)
         return value if node.op == "output" else self._zeroed(value, self.kept.axes(node))
@@ -121,6 +128,26 @@ class Masked(Widened):
         if isinstance(value, (list, tuple)) and axes is not None:
             return type(value)(self._zeroed(v, a) for v, a in zip(value, axes, strict=True))
         return value
+
+    def _over_constants(self, node: fx.Node) -> Tensor:
+        """Call a convolution or linear layer on its input with the removed channels filled with their constants."""
+        layer: Any = self.fetch_attr(str(node.target))
+        weight, bias = self.widen(layer.weight), None if layer.bias is None else self.widen(layer.bias)
+        (value,), _ = self.fetch_args_kwargs_from_env(node)
+        if isinstance(layer, nn.Linear):
+            return nn.functional.linear(self._filled(value, -1, self.constants[node.name]), weight, bias)
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        value = nn.functional.pad(value, layer._reversed_padding_repeated_twice, mode=mode)
+        value = self._filled(value, -1 - len(layer.kernel_size), self.constants[node.name])
+        convolve: Any = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[len(layer.kernel_size) - 1]
+        return convolve(value, weight, bias, layer.stride, 0, layer.dilation, layer.groups)  # type: ignore[no-any-return]
+
+    def _filled(self, value: Tensor, d: int, constants: Any) -> Tensor:
+        """Put a constant into each channel along ``d`` that has one; the others hold zero there, or what they held."""
+        places = torch.from_numpy(np.flatnonzero(constants))
+        shape = [-1 if k == d % value.ndim else 1 for k in range(value.ndim)]
+        held = torch.from_numpy(constants)[places].view(shape)
+        return value.index_copy(d % value.ndim, places, held.expand_as(value.index_select(d, places)))
 
     # statistics over what is left
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, fx
 from fxprune.capture import Traced
 from fxprune.channels import Groups, find_groups
 from fxprune.errors import VerifyError
+from fxprune.surgery.compensate import compensation_of
+from fxprune.surgery.constants import Constant
 from fxprune.surgery.kept import Kept, removal_of
 from fxprune.surgery.reference import Masked, Widened
 
@@ -39,9 +42,23 @@ class Verification:
 
 
 def verify_cut(
-    traced: Traced, pruned: Traced, removed: Any, groups: Groups | None = None, *, tolerance: float = 1e-9
+    traced: Traced,
+    pruned: Traced,
+    removed: Any,
+    groups: Groups | None = None,
+    *,
+    calibration: Iterable[Any] | None = None,
+    tolerance: float = 1e-9,
 ) -> Verification:
     """Check in float64 that the cut graph computes what the original does without the removed channels, on its inputs.
+
+    Args:
+        traced: The original.
+        pruned: What was cut out of it; with ``exact=True`` where the plan compensates, or the rounding of biases shows.
+        removed: The plan or the removal.
+        groups: The groups of ``traced``, if they are at hand.
+        calibration: The batches that the cut was given.
+        tolerance: The largest relative error allowed.
 
     Raises:
         VerifyError: It does not (the message names the first node that differs), or the outputs prove nothing because
@@ -49,7 +66,15 @@ def verify_cut(
     """
     groups = groups or find_groups(traced)
     kept = Kept(groups, removal_of(removed))
-    reference = Masked(traced.module, kept).run_flat(traced.args, traced.kwargs)
+    constants = compensation_of(traced, removed, kept, calibration).constants
+    return verify_with(traced, pruned, kept, constants, tolerance=tolerance)
+
+
+def verify_with(
+    traced: Traced, pruned: Traced, kept: Kept, constants: Mapping[str, Constant], *, tolerance: float = 1e-9
+) -> Verification:
+    """Check as :func:`verify_cut` does, with what the removed channels hold where they are read already known."""
+    reference = Masked(traced.module, kept, constants).run_flat(traced.args, traced.kwargs)
     found = Widened(pruned.module).run_flat(pruned.args, pruned.kwargs)
     if len(reference) != len(found):
         raise VerifyError(f"the cut model has {len(found)} outputs, the original {len(reference)}")
@@ -61,7 +86,7 @@ def verify_cut(
     errors = [relative_error(a, b) for a, b in zip(found, reference, strict=True)]
     result = Verification(max(errors), "float64", tolerance, len(errors))
     if not result.ok:
-        where = _first_difference(traced, pruned, kept, tolerance)
+        where = _first_difference(traced, pruned, kept, constants, tolerance)
         raise VerifyError(
             f"the cut model differs from the masked reference by {result.max_relative_error:.3g} "
             f"(allowed: {tolerance:g}); {where}"
@@ -108,12 +133,14 @@ class _RecordedWidened(_Recorded, Widened):
     """The cut graph, with all values."""
 
 
-def _first_difference(traced: Traced, pruned: Traced, kept: Kept, tolerance: float) -> str:
+def _first_difference(
+    traced: Traced, pruned: Traced, kept: Kept, constants: Mapping[str, Constant], tolerance: float
+) -> str:
     """Name the first node whose kept values differ.
 
     Holds all values of both runs, so it is only called when the check has failed.
     """
-    one, other = _RecordedMasked(traced.module, kept), _RecordedWidened(pruned.module)
+    one, other = _RecordedMasked(traced.module, kept, constants), _RecordedWidened(pruned.module)
     one.values, other.values = {}, {}
     one.run_flat(traced.args, traced.kwargs)
     other.run_flat(pruned.args, pruned.kwargs)

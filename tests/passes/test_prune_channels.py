@@ -69,12 +69,12 @@ def test_an_empty_plan_changes_nothing() -> None:
 
 
 def test_a_wrong_cut_is_caught_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    def cut(traced: Traced, removed: Any) -> Traced:
-        result = surgery.cut(traced, removed)
+    def cut_with(*args: Any, **options: Any) -> Traced:
+        result = surgery.cut_with(*args, **options)
         result.module.get_parameter("6.bias").data += 1
         return result
 
-    monkeypatch.setattr("fxprune.passes.prune_channels.cut", cut)
+    monkeypatch.setattr("fxprune.passes.prune_channels.cut_with", cut_with)
     traced, plan = planned()
     with pytest.raises(VerifyError, match=r"prune-channels: .*No pass ran before it"):
         Pipeline([PruneChannels(plan)])(traced)

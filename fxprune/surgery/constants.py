@@ -1,0 +1,153 @@
+"""What removed channels hold when their layers' weights are zero, wherever they appear in a graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.capture import Traced
+from fxprune.capture.propagate import flat_inputs
+from fxprune.channels.rules import RULES, layers, move, same, statistics
+from fxprune.graph_tools import evaluating, wide
+from fxprune.surgery.kept import Kept
+
+Constant = npt.NDArray[np.float64]
+
+
+def constants(traced: Traced, kept: Kept) -> dict[fx.Node, Constant]:
+    """Return, per node with removed channels along one dimension, what each holds (0 for those that stay).
+
+    A convolution or linear layer without weights gives its bias, a norm without a scale its shift; activations, pooling
+    and whatever only moves elements carry that on. A node is missing where some removed channel has no constant: it is
+    multiplied with data, or differs from place to place.
+    """
+    walk = _Walk(traced.module, kept)
+    with torch.no_grad(), evaluating(traced.module):
+        walk.run(*[wide(x) for x in flat_inputs(traced.args, traced.kwargs)], enable_io_processing=False)
+    return {node: vector.numpy() for node, vector in walk.vectors.items()}
+
+
+class _Walk(fx.Interpreter):
+    """Runs a graph on stand-ins: removed channels hold their constant, and all else, which nobody looks at, is zero."""
+
+    def __init__(self, module: fx.GraphModule, kept: Kept) -> None:
+        super().__init__(module)
+        self.kept = kept
+        self.vectors: dict[fx.Node, Tensor] = {}
+        self.lost: set[fx.Node] = set()  # nodes some of whose removed channels have no constant
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op in ("placeholder", "get_attr"):
+            return pytree.tree_map(wide, super().run_node(n))
+        if n.op == "output":
+            return None
+        if not isinstance(n.meta.get("val"), Tensor):
+            return self._structure(n)
+        d = self._place(n)
+        vector = None if d is None else self._vector(n, d)
+        if vector is None:
+            self.lost.add(n)
+            return _zeros(n.meta["val"])
+        self.vectors[n] = vector
+        return _along(vector, d, n)  # type: ignore[arg-type]
+
+    def _structure(self, node: fx.Node) -> Any:
+        """Run what gives a number or a list of pieces; the parts of anything else are not known."""
+        if self.lost.intersection(node.all_input_nodes):
+            self.lost.add(node)
+        if node.op == "call_function" and (self._rule(node).__module__ == move.__name__ or _is_number(node)):
+            return self._call(node)
+        self.lost.add(node)
+        return pytree.tree_map_only(Tensor, _zeros, node.meta.get("val"))
+
+    def _vector(self, node: fx.Node, d: int) -> Tensor | None:
+        """Return what the channels along dimension ``d`` hold; None if that is not known."""
+        rule = self._rule(node)
+        if rule in _LAYERS and not self._is_prelu(node):
+            layer: Any = self.fetch_attr(str(node.target))
+            size = node.meta["val"].shape[d]
+            if getattr(layer, "bias", None) is None:
+                return torch.zeros(size, dtype=torch.float64)
+            return wide(layer.bias.detach()).cpu() if layer.bias.shape == (size,) else None
+        if rule is statistics._space:
+            return self.vectors.get(node.args[0])  # type: ignore[arg-type]
+        if not self._passes(node, rule):
+            return None
+        value = self._call(node)
+        gone = torch.from_numpy(np.flatnonzero(~self.kept.masks(node)[d]))  # type: ignore[operator]
+        taken = value.detach().cpu().index_select(d, gone).transpose(0, d).reshape(gone.numel(), -1)
+        if not value.is_floating_point() or not taken.isfinite().all() or (taken != taken[:, :1]).any():
+            return None
+        vector = torch.zeros(value.shape[d], dtype=torch.float64)
+        vector[gone] = taken[:, 0]
+        return vector
+
+    def _passes(self, node: fx.Node, rule: Any) -> bool:
+        """Whether what removed channels hold in a node follows from what they hold in its operands."""
+        operands = [n for n in node.all_input_nodes if n.op != "get_attr"]
+        if self.lost.intersection(n for n in operands if self._is_cut(n)):
+            return False
+        if rule is same.same:  # an operand that is the same for all channels brings data into them
+            return str(node.target) not in _RANDOM and all(
+                self._is_cut(n) for n in operands if isinstance(n.meta.get("val"), Tensor)
+            )
+        return rule in _CARRIERS or rule.__module__ == move.__name__ or self._is_prelu(node)
+
+    def _is_cut(self, node: fx.Node) -> bool:
+        if not isinstance(node.meta.get("val"), Tensor):
+            return True
+        return any(mask is not None for mask in self.kept.masks(node))
+
+    def _place(self, node: fx.Node) -> int | None:
+        """Return the one dimension of a node that has removed channels; None where there is none, or several."""
+        found = [d for d, mask in enumerate(self.kept.masks(node)) if mask is not None]
+        return found[0] if len(found) == 1 else None
+
+    def _rule(self, node: fx.Node) -> Any:
+        if node.op == "call_module":
+            return RULES.get(type(self.fetch_attr(str(node.target))), self)
+        return RULES.get(getattr(node.target, "overloadpacket", node.target), self)
+
+    def _is_prelu(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and isinstance(self.fetch_attr(str(node.target)), nn.PReLU)
+
+    def _call(self, node: fx.Node) -> Any:
+        args, kwargs = pytree.tree_map(wide, self.fetch_args_kwargs_from_env(node))
+        if node.op == "call_function":
+            return self.call_function(node.target, args, kwargs)
+        layer: Any = self.fetch_attr(str(node.target))
+        tensors = {name: wide(tensor) for name, tensor in layer.named_parameters()}
+        return torch.func.functional_call(layer, tensors, args, kwargs)
+
+
+def _is_number(node: fx.Node) -> bool:
+    return not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(node.meta.get("val")))
+
+
+def _zeros(value: Tensor) -> Tensor:
+    """Stand in for a value that nobody looks at, at the cost of one element."""
+    dtype = torch.float64 if value.dtype.is_floating_point else value.dtype
+    return torch.zeros((), dtype=dtype).expand([int(size) for size in value.shape])
+
+
+def _along(vector: Tensor, d: int, node: fx.Node) -> Tensor:
+    """Return a value of a node's shape that holds a vector along one dimension."""
+    shape = [int(size) for size in node.meta["val"].shape]
+    return vector.view(*[-1 if k == d else 1 for k in range(len(shape))]).expand(shape)
+
+
+_RANDOM = {"aten.bernoulli.default", "aten.rand_like.default", "aten.cumsum.default"}  # the last sums up over places
+_LAYERS = {
+    layers.conv_module,
+    layers.transposed_module,
+    layers.linear_module,
+    statistics.per_channel_module,
+    statistics.layer_norm_module,
+    statistics.group_norm_module,
+}
+_CARRIERS = {same.same_module, same.getitem, statistics.reduce}
