@@ -26,7 +26,7 @@ INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 
 def set_debug(value: bool) -> None:
     """Show tracebacks with errors."""
-    global _debug  # noqa: PLW0603 - one switch for the whole process
+    global _debug  # one switch for the whole process
     _debug = value
 
 

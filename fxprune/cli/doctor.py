@@ -64,8 +64,9 @@ def _import_problem(name: str) -> str:
     last = (done.stderr.strip().splitlines() or ["it ends the interpreter"])[-1]
     if "torchvision::nms" in last:
         return (
-            "torchvision was built for another torch: a CPU-only torch does not load the registry's torchvision, whose operators are built for "
-            "the CUDA torch (which runs on the CPU as well). Install both from one place: pip install --force-reinstall torch torchvision"
+            "torchvision was built for another torch: a CPU-only torch does not load the registry's torchvision, "
+            "whose operators are built for the CUDA torch (which runs on the CPU as well). "
+            "Install both from one place: pip install --force-reinstall torch torchvision"
         )
     return f"import fails: {last}"
 

@@ -37,7 +37,7 @@ def parse_arguments(pairs: list[str]) -> dict[str, Any]:
 
 
 def load_model(spec: str, arguments: list[str], weights: Path | None, seed: int) -> Any:
-    """Build the model that ``package.module:callable`` or ``file.py:callable`` names, in eval mode, and load its weights.
+    """Build the model that ``package.module:callable`` or ``file.py:callable`` names, in eval mode, with its weights.
 
     Raises:
         InputError: The specification, the module, the callable or the weights cannot be used.
@@ -47,7 +47,8 @@ def load_model(spec: str, arguments: list[str], weights: Path | None, seed: int)
     place, colon, name = spec.rpartition(":")
     if not colon or not place or not name:
         raise InputError(
-            f"{spec!r} names no model; write package.module:callable or path/file.py:callable, as in torchvision.models:resnet18"
+            f"{spec!r} names no model; write package.module:callable or path/file.py:callable, "
+            "as in torchvision.models:resnet18"
         )
     module = _import(place, spec)
     factory: Any = module
@@ -83,7 +84,8 @@ def _import_file(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     loader = importlib.util.spec_from_file_location(path.stem, path)
-    assert loader is not None and loader.loader is not None
+    assert loader is not None
+    assert loader.loader is not None  # the name ends in .py, which always has a loader
     module = importlib.util.module_from_spec(loader)
     sys.modules[path.stem] = module
     sys.path.insert(0, str(path.resolve().parent))
@@ -156,8 +158,8 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged file raises almost anything
         first = str(error).splitlines()[0] if str(error) else ""
         raise InputError(
-            f"{path} cannot be read as a checkpoint of tensors: {type(error).__name__}: {first[:200]}; it is damaged, cut short, or holds "
-            "pickled code, which fxprune does not run: save model.state_dict() instead"
+            f"{path} cannot be read as a checkpoint of tensors: {type(error).__name__}: {first[:200]}; it is damaged, "
+            "cut short, or holds pickled code, which fxprune does not run: save model.state_dict() instead"
         ) from error
     if not isinstance(state, dict):
         raise InputError(f"{path} holds a {type(state).__name__}, not a state_dict; save model.state_dict()")
@@ -174,7 +176,8 @@ def example_inputs(specs: list[str], seed: int) -> tuple[Any, ...]:
         found = re.fullmatch(r"(\d+(?:x\d+)*)(?::(\w+))?", spec)
         if found is None:
             raise InputError(
-                f"--input {spec!r} is no shape; write sizes joined by x, and a dtype after a colon if it is not float32: 1x128:int64"
+                f"--input {spec!r} is no shape; write sizes joined by x, and a dtype after a colon if it is not "
+                "float32: 1x128:int64"
             )
         shape = [int(size) for size in found[1].split("x")]
         dtype = getattr(torch, found[2] or "float32", None)

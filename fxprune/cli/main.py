@@ -50,7 +50,8 @@ def options(
 
 @app.command()
 @guarded
-def optimize(  # noqa: PLR0913 - the options of the main command
+def optimize(  # noqa: PLR0913 - every option of the main command is one
+    *,
     model: Model,
     out: Annotated[
         Path,
@@ -82,9 +83,10 @@ def optimize(  # noqa: PLR0913 - the options of the main command
 
     run(
         Options(
-            model=model, out=out, inputs=tuple(input or ()), model_args=tuple(model_arg or ()), weights=weights, macs=macs, params=params,
-            channels=channels, importance=importance, allocation=allocation, round_to=round_to, protect=tuple(protect or ()), threads=threads,
-            runtime=runtime, latency=latency, onnx=onnx, seconds=seconds, seed=seed,
+            model=model, out=out, inputs=tuple(input or ()), model_args=tuple(model_arg or ()), weights=weights,
+            macs=macs, params=params, channels=channels, importance=importance, allocation=allocation,
+            round_to=round_to, protect=tuple(protect or ()), threads=threads, runtime=runtime, latency=latency,
+            onnx=onnx, seconds=seconds, seed=seed,
         )
     )  # fmt: skip
 

@@ -131,8 +131,8 @@ def _optimize(options: Options, budget: dict[str, Any], stages: Stages, folder: 
         listed = groups.groups
     with stages.step("plan", "plan under the budget"):
         plan = make_plan(
-            dense, **budget, importance=options.importance, allocation=options.allocation, round_to=_round_to(options.round_to),
-            protect=options.protect, seed=options.seed, groups=groups,
+            dense, **budget, importance=options.importance, allocation=options.allocation,
+            round_to=_round_to(options.round_to), protect=options.protect, seed=options.seed, groups=groups,
         )  # fmt: skip
     with stages.step("surgery", "remove channels"):
         pruned = cut(dense, plan, groups)
