@@ -254,13 +254,17 @@ def _settle(before: Traced, draft: Traced) -> bool:
 
 
 def _precision(key: str, old: dict[str, Tensor]) -> torch.dtype:
-    """Return the dtype that a tensor of this name had, or else its layer's, or else the commonest in the model."""
+    """Return the dtype that a tensor of this name had, or else the commonest in its layer, or in what holds that."""
     if key in old:
         return old[key].dtype
-    layer = key.rpartition(".")[0] + "."
     floats = {name: tensor.dtype for name, tensor in old.items() if tensor.is_floating_point()}
-    near = [dtype for name, dtype in floats.items() if name.startswith(layer)] or list(floats.values())
-    return Counter(near).most_common(1)[0][0] if near else torch.float64
+    path = key
+    while path:  # "a.b.weight" may be new, made from what was "a.weight"
+        path = path.rpartition(".")[0]
+        near = [dtype for name, dtype in floats.items() if not path or name.startswith(f"{path}.")]
+        if near:
+            return Counter(near).most_common(1)[0][0]
+    return torch.float64
 
 
 def _round(tensor: Tensor, dtype: torch.dtype, key: str) -> Tensor:
