@@ -10,10 +10,13 @@ if __name__ != "fxprune.passes":
     )
 
 from fxprune.passes.fuse_batchnorm import FuseBatchNorm
+from fxprune.passes.over_parameterize import OverParameterize
 from fxprune.passes.prune_channels import PruneChannels
 from fxprune.passes.remove_identity import RemoveIdentity
 from fxprune.pipeline import Pass
 
-PASSES: dict[str, type[Pass]] = {cls.name: cls for cls in (FuseBatchNorm, PruneChannels, RemoveIdentity)}
+PASSES: dict[str, type[Pass]] = {
+    cls.name: cls for cls in (FuseBatchNorm, OverParameterize, PruneChannels, RemoveIdentity)
+}
 
-__all__ = ["PASSES", "FuseBatchNorm", "PruneChannels", "RemoveIdentity"]
+__all__ = ["PASSES", "FuseBatchNorm", "OverParameterize", "PruneChannels", "RemoveIdentity"]

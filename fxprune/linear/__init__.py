@@ -1,0 +1,1 @@
+"""The algebra of linear layers: one written as several, and several as one."""
