@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,10 @@ from torch import fx
 from fxprune.capture import Traced
 from fxprune.channels.coupling import Explanation, build_coupling, explain
 from fxprune.channels.labels import Axis
+from fxprune.channels.removal import Removal, classes_of_removal, removal_of_classes
 from fxprune.channels.resolve import resolve
 from fxprune.channels.rules import Flow
-from fxprune.errors import InputError, PlanError
+from fxprune.errors import InputError
 
 _QUIET = (
     "reads an input that carries no channels",
@@ -127,57 +128,17 @@ class Groups:
             found.setdefault(int(footprints[class_id]), []).append(int(class_id))
         return [np.array(ids, np.int64) for ids in found.values()]
 
-    def removal(self, class_ids: Iterable[int]) -> dict[str, dict[int, list[int]]]:
+    def removal(self, class_ids: Iterable[int]) -> Removal:
         """Return which indices of which parameters go when these classes go: the form that a plan stores."""
-        gone = np.zeros(self.size, bool)
-        gone[np.fromiter(class_ids, np.int64)] = True
-        removed: dict[str, dict[int, list[int]]] = {}
-        for name, d in self.parameters:
-            indices = np.flatnonzero(gone[self._axis(name, d)])
-            if indices.size:
-                removed.setdefault(name, {})[d] = [int(i) for i in indices]
-        return removed
+        return removal_of_classes(self, class_ids)
 
-    def classes(self, removed: dict[str, dict[int, list[int]]]) -> npt.NDArray[np.bool_]:
-        """Return which classes a removal names.
+    def classes(self, removed: Mapping[str, Mapping[int, list[int]]]) -> npt.NDArray[np.bool_]:
+        """Return which classes a removal names, as one bool per class.
 
         Raises:
-            PlanError: A named index carries no channel, is frozen, or its partners are not all named.
+            PlanError: It is not closed, names what is frozen or not there, or leaves nothing of a dimension.
         """
-        gone = np.zeros(self.size, bool)
-        for name, dims in removed.items():
-            for d, indices in dims.items():
-                axis = self.axis(name, int(d))
-                if axis is None or (indices and max(indices) >= axis.size):
-                    raise PlanError(
-                        f"dimension {d} of {name} has no channels to remove in this model; make the plan for this model"
-                    )
-                gone[axis[np.asarray(indices, np.int64)]] = True
-        if (gone & ~self.live).any():
-            raise self._refusal(removed)
-        for name, d in self.parameters:
-            wanted = np.flatnonzero(gone[self._axis(name, d)])
-            named = removed.get(name, {}).get(d, [])
-            if list(wanted) != sorted(named):
-                missing = sorted(set(wanted.tolist()) - set(named))
-                raise PlanError(
-                    f"indices {missing[:5]} of dimension {d} of {name} "
-                    "go with channels that are removed, and are not named"
-                )
-        return gone
-
-    def _refusal(self, removed: dict[str, dict[int, list[int]]]) -> PlanError:
-        """Name the first channel of a removal that has to stay."""
-        for name, dims in removed.items():
-            for d, indices in dims.items():
-                axis = self.axis(name, int(d))
-                stuck = [] if axis is None else [i for i in indices if not self.live[axis[i]]]
-                if axis is not None and stuck:
-                    return PlanError(
-                        f"index {stuck[0]} of dimension {d} of {name} has to stay: {self.reason(int(axis[stuck[0]]))}; "
-                        "make the plan for this model"
-                    )
-        raise AssertionError("a removal without a frozen channel was refused")
+        return classes_of_removal(self, removed)
 
     @functools.cached_property
     def coupling(self) -> nx.MultiGraph:

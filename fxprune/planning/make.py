@@ -15,7 +15,7 @@ from fxprune.planning.cost import uncounted
 from fxprune.planning.cost_model import Bools, CostModel, build_cost_model
 from fxprune.planning.importance import Importance, comparable, score
 from fxprune.planning.moves import Family, Moves, build_moves, check_allocation, find_families, find_pools, normalised
-from fxprune.planning.plan import Plan, removed_indices
+from fxprune.planning.plan import Plan
 from fxprune.planning.protect import parse_patterns, protected
 from fxprune.planning.shortfall import explain_shortfall
 from fxprune.planning.solve import Selection, solve
@@ -80,7 +80,7 @@ def make_plan(  # noqa: PLR0913 - the options of one decision, all by keyword
     selection, notes = _choose(problem, steps)
     sizes = problem.model.sizes(selection.removed)
     return Plan(
-        removed=removed_indices(groups, selection.removed),
+        removed=groups.removal(np.flatnonzero(selection.removed)),
         fingerprint=traced.fingerprint(),
         model=traced.name,
         metric=budget.metric,

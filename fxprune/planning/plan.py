@@ -8,17 +8,14 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from fxprune.capture import Traced
 from fxprune.channels import Groups
 from fxprune.errors import PlanError
 from fxprune.planning.cost import Cost
-from fxprune.planning.cost_model import Bools, Ints
+from fxprune.planning.cost_model import Bools
 from fxprune.planning.plan_format import SCHEMA, read_fields
 
 Removed = dict[str, dict[int, list[int]]]
-Place = tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -97,72 +94,4 @@ class Plan:
             PlanError: the plan names a parameter, dimension or index that is not there, takes something that is frozen,
                 takes only a part of what has to go together, or leaves nothing of a dimension.
         """
-        axes = {place: labels for place in groups.parameters if (labels := groups.axis(*place)) is not None}
-        marked = {place: self._marks(place, labels) for place, labels in axes.items()}
-        self._check_places(axes)
-        gone = np.zeros(len(groups.live), bool)
-        for place, labels in axes.items():
-            gone[labels[marked[place]]] = True
-        for (name, dim), labels in axes.items():
-            marks = marked[name, dim]
-            frozen = np.flatnonzero(marks & ~groups.live[labels])
-            if len(frozen):
-                why = groups.reason(int(labels[frozen[0]]))
-                raise PlanError(
-                    f"The plan removes index {frozen[0]} of dimension {dim} of {name}, which cannot go: {why}. "
-                    "Make a new plan for this model."
-                )
-            missing = np.flatnonzero(gone[labels] & ~marks)
-            if len(missing):
-                raise PlanError(_partial((name, dim), int(missing[0]), marked, axes))
-            if len(marks) and marks.all():
-                raise PlanError(f"The plan removes all of dimension {dim} of {name}; at least one index has to stay.")
-        return gone
-
-    def _marks(self, place: Place, labels: Ints) -> Bools:
-        name, dim = place
-        marks = np.zeros(len(labels), bool)
-        indices = np.array(self.removed.get(name, {}).get(dim, []), np.int64)
-        wrong = indices[(indices < 0) | (indices >= len(labels))]
-        if len(wrong):
-            raise PlanError(
-                f"The plan removes index {wrong[0]} of dimension {dim} of {name}, which has {len(labels)}. "
-                "It was made for another model."
-            )
-        marks[indices] = True
-        return marks
-
-    def _check_places(self, axes: dict[Place, Ints]) -> None:
-        names = {name for name, _ in axes}
-        for name, dims in self.removed.items():
-            for dim, indices in dims.items():
-                if indices and (name, dim) not in axes:
-                    what = f"dimension {dim} of {name}" if name in names else name
-                    raise PlanError(
-                        f"The plan cuts {what}, which has no channels or is not in this model. "
-                        "It was made for another model, or for another version of it."
-                    )
-
-
-def removed_indices(groups: Groups, gone: Bools) -> Removed:
-    """Return the indices of every parameter and buffer whose class is marked in ``gone``."""
-    removed: Removed = {}
-    for name, dim in groups.parameters:
-        labels = groups.axis(name, dim)
-        indices = [] if labels is None else np.flatnonzero(gone[labels]).tolist()
-        if indices:
-            removed.setdefault(name, {})[dim] = indices
-    return removed
-
-
-def _partial(place: Place, index: int, marked: dict[Place, Bools], axes: dict[Place, Ints]) -> str:
-    """Say which index was left out, and which removed one it goes together with."""
-    number = axes[place][index]
-    for (other, dim), labels in axes.items():
-        hits = np.flatnonzero(marked[other, dim] & (labels == number))
-        if len(hits):
-            break
-    return (
-        f"The plan is not closed: it removes index {hits[0]} of dimension {dim} of {other}, which goes together with "
-        f"index {index} of dimension {place[1]} of {place[0]}, but keeps that. Add it to the plan, or make a new plan."
-    )
+        return groups.classes(self.removed)

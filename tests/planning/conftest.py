@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from fxprune.capture import Traced
+from fxprune.channels.removal import classes_of_removal, removal_of_classes
 
 Labels = NDArray[np.int64]
 
@@ -40,6 +41,16 @@ class HandGroups:
 
     def reason(self, number: int) -> str:
         return "it is an input or output of the model"
+
+    @property
+    def size(self) -> int:
+        return self.live.size
+
+    def classes(self, removed: Any) -> NDArray[np.bool_]:
+        return classes_of_removal(self, removed)  # type: ignore[arg-type]
+
+    def removal(self, class_ids: Any) -> Any:
+        return removal_of_classes(self, class_ids)  # type: ignore[arg-type]
 
 
 class Repeat(nn.Module):
