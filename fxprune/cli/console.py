@@ -24,6 +24,11 @@ _debug = False
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 
 
+def say(text: str, console: Console = out) -> None:
+    """Print text as it is: broken between words where a person reads it, and not at all where a program does."""
+    console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+
+
 def set_debug(value: bool) -> None:
     """Show tracebacks with errors."""
     global _debug  # one switch for the whole process
@@ -40,17 +45,20 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except FxPruneError as error:
             if _debug:
                 traceback.print_exc()
-            err.print(f"fxprune: {error}", markup=False, highlight=False, soft_wrap=True)
+            say(f"fxprune: {error}", err)
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            err.print("fxprune: interrupted; nothing was written", markup=False)
+        except KeyboardInterrupt as stop:
+            say("; ".join(["fxprune: interrupted", *map(str, stop.args)]), err)
             raise typer.Exit(INTERRUPTED) from None
 
     return run
 
 
 class Stages:
-    """Runs the steps of a command one after the other, shows which, and keeps how long each took."""
+    """Runs the steps of a command one after the other, shows which, and keeps how long each took.
+
+    Progress goes to stderr, so that what is piped on is the result alone.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -59,10 +67,11 @@ class Stages:
     def step(self, name: str, what: str) -> Iterator[None]:
         """Time one step under ``name``; a terminal sees a spinner, a log file one line at its end."""
         start = time.perf_counter()
-        with out.status(what) if out.is_terminal else contextlib.nullcontext():
+        with err.status(what) if err.is_terminal else contextlib.nullcontext():
             yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-        out.print(f"[green]done[/green] {what} [dim]{time.perf_counter() - start:.1f} s[/dim]", highlight=False)
+        spent = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + spent
+        say(f"{spent:6.1f} s  {what}", err)
 
 
 def thousands(value: Any) -> str:

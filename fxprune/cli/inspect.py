@@ -8,8 +8,11 @@ from typing import Any
 
 from rich.table import Table
 
-from fxprune.cli.console import out
+from fxprune.cli.console import out, say
 from fxprune.cli.loading import example_inputs, load_model
+from fxprune.cli.optimize import PARITY_TOLERANCE
+from fxprune.cli.output import staging
+from fxprune.errors import InputError
 
 
 def _traced(model: str, inputs: list[str], arguments: list[str], weights: Path | None, seed: int) -> Any:
@@ -52,7 +55,7 @@ def show_explanation(
     from fxprune.channels import find_groups
 
     found = find_groups(_traced(model, inputs, arguments, weights, seed))
-    out.print(str(found.explain(parameter, dim)), markup=False, highlight=False)
+    say(str(found.explain(parameter, dim)))
 
 
 def export_model(
@@ -62,10 +65,11 @@ def export_model(
     from fxprune.deploy.onnx import export_onnx
     from fxprune.deploy.parity import check_parity
 
+    if path.is_dir():
+        raise InputError(f"--out {path} is a folder; name the file, for example {path / 'model.onnx'}")
     traced = _traced(model, inputs, arguments, weights, seed)
-    report = export_onnx(traced, path, opset=opset, metadata={"model": model})
-    parity = check_parity(traced, path, seed=seed)
-    parity.require(1e-4)
-    out.print(
-        f"{path}: opset {report.opset}, {report.bytes:,} bytes, largest relative error {parity.max_relative_error:.1e}"
-    )
+    with staging(path.parent) as folder:  # a file that is wrong never takes the place of one that is right
+        report = export_onnx(traced, folder / path.name, opset=opset, metadata={"model": model})
+        parity = check_parity(traced, folder / path.name, seed=seed)
+        parity.require(PARITY_TOLERANCE)
+    say(f"{path}: opset {report.opset}, {report.bytes:,} bytes, largest relative error {parity.max_relative_error:.1e}")

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +12,9 @@ from typing import Any
 from rich.table import Table
 
 import fxprune
-from fxprune.cli.console import Stages, out, thousands
+from fxprune.cli.console import Stages, out, say, thousands
 from fxprune.cli.loading import example_inputs, load_model, parse_fraction
+from fxprune.cli.output import staging
 from fxprune.errors import EnvironmentProblem, InputError, VerifyError
 
 PARITY_TOLERANCE = 1e-4
@@ -59,9 +57,8 @@ def run(options: Options) -> None:
             f"--runtime {options.runtime} is not available; this version measures on {', '.join(RUNTIMES)}"
         )
     stages = Stages()
-    with _staging(options.out) as folder:
+    with staging(options.out) as folder:
         report = _optimize(options, budget, stages, folder)
-        _publish(folder, options.out)
     _show(report, options)
     if not report["ok"]:
         raise VerifyError(f"a check did not pass; see {options.out / 'report.html'}")
@@ -75,43 +72,6 @@ def _budget(options: Options) -> dict[str, Any]:
             "give exactly one budget: --macs, --params or --channels, each the share to keep, as in --macs 0.5"
         )
     return found
-
-
-@contextmanager
-def _staging(target: Path) -> Iterator[Path]:
-    """A folder beside the output in which files grow; gone afterwards, whatever happened."""
-    if target.exists() and not target.is_dir():
-        raise InputError(f"--out {target} is a file; name a folder")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise InputError(
-            f"cannot write beside --out {target}: {error.strerror or error}; name a folder that can be written"
-        ) from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _publish(folder: Path, target: Path) -> None:
-    """Move every file into the output folder, each in one step; the report, which names the others, comes last."""
-    from fxprune.deploy.files import atomic_write
-
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make --out {target}: {error.strerror or error}") from error
-    for source in sorted(folder.iterdir(), key=lambda p: p.name.startswith("report")):
-        atomic_write(target / source.name, _copier(source))
-
-
-def _copier(source: Path) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        shutil.copyfile(source, path)
-
-    return write
 
 
 def _optimize(options: Options, budget: dict[str, Any], stages: Stages, folder: Path) -> dict[str, Any]:
@@ -269,5 +229,5 @@ def _show(report: dict[str, Any], options: Options) -> None:
         )
     out.print(table)
     for note in report["notes"]:
-        out.print(f"note: {note}", markup=False, highlight=False)
-    out.print(f"written to {options.out}", highlight=False)
+        say(f"note: {note}")
+    say(f"written to {options.out}")

@@ -1,0 +1,105 @@
+"""``optimize`` from end to end: what it writes, and that it writes nothing when it is stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+Call = Callable[..., tuple[int, str]]
+INPUT = ["--input", "1x3x16x16"]
+FILES = {"model.onnx", "model.safetensors", "plan.json", "report.json", "report.html"}
+SECONDS = 120  # until a process that hangs is ended
+
+
+def test_optimize_writes_a_checked_model(call: Call, model_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, text = call("optimize", f"{model_file}:build", *INPUT, "--macs", 0.5, "--seconds", 0.5, "--out", out)
+    assert code == 0, text
+    assert {path.name for path in out.iterdir()} == FILES
+    report = json.loads((out / "report.json").read_text())
+    assert report["schema"] == 1
+    assert report["ok"] is True
+    assert report["after"]["macs"] <= 0.5 * report["before"]["macs"]
+    assert report["verify"]["max_relative_error"] <= 1e-9
+    assert report["onnx"]["max_relative_error"] <= 1e-4
+    assert report["latency"]["ratio_low"] <= report["latency"]["ratio"] <= report["latency"]["ratio_high"]
+    assert load_file(out / "model.safetensors")["0.weight"].shape[0] < 16
+    assert "All checks passed" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize("budget", [0, 1.5, math.nan, -1])
+def test_a_budget_outside_its_range_is_refused(call: Call, model_file: Path, tmp_path: Path, budget: float) -> None:
+    code, text = call("optimize", f"{model_file}:build", *INPUT, f"--macs={budget}", "--out", tmp_path / "out")
+    assert code == 2
+    assert "share to keep" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_budget_is_needed(call: Call, model_file: Path, tmp_path: Path) -> None:
+    for words in ([], ["--macs", 0.5, "--params", 0.5]):
+        code, text = call("optimize", f"{model_file}:build", *INPUT, *words, "--out", tmp_path / "out")
+        assert code == 2
+        assert "exactly one budget" in text
+
+
+def test_a_budget_that_protection_makes_impossible(call: Call, model_file: Path, tmp_path: Path) -> None:
+    words = ["--macs", 0.1, "--protect", "*", "--no-latency", "--out", tmp_path / "out"]
+    code, text = call("optimize", f"{model_file}:build", *INPUT, *words)
+    assert code == 1, text
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".fxprune*"))
+
+
+def test_an_output_folder_that_cannot_be_written(call: Call, model_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    for out in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        code, text = call("optimize", f"{model_file}:build", *INPUT, "--macs", 0.5, "--no-onnx", "--out", out)
+        assert code == 2, text
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_another_runtime_is_not_there(call: Call, model_file: Path, tmp_path: Path) -> None:
+    code, text = call(
+        "optimize", f"{model_file}:build", "--macs", 0.5, "--runtime", "openvino", "--out", tmp_path / "out"
+    )
+    assert code == 4
+    assert "openvino" in text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals to a process group are a matter of POSIX")
+@pytest.mark.parametrize(("stage", "there"), [("capture the graph", True), ("fold batch norms", False)])
+def test_ctrl_c_leaves_things_as_they_were(
+    model_file: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]], stage: str, there: bool
+) -> None:
+    out = tmp_path / "out"
+    if there:
+        out.mkdir()
+        (out / "report.json").write_text("old")
+    process = start("optimize", f"{model_file}:build", "--input", "1x3x16x16", "--macs", 0.5, "--out", out)
+    limit = threading.Timer(SECONDS, process.kill)
+    limit.start()
+    try:
+        assert process.stderr is not None
+        seen = next(line for line in process.stderr if stage in line)  # the stage is over, and the next is at work
+        os.killpg(process.pid, signal.SIGINT)
+        printed, rest = process.communicate()
+    finally:
+        limit.cancel()
+        process.kill()
+        process.wait()
+    assert seen
+    assert process.returncode == 130
+    assert printed == ""
+    assert rest.splitlines()[-1] == f"fxprune: interrupted; nothing was written to {out}"
+    assert "Traceback" not in rest
+    assert not list(tmp_path.glob(".*"))
+    assert [path.read_text() for path in out.iterdir()] == ["old"] if there else not out.exists()
