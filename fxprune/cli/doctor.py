@@ -5,53 +5,124 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
+from dataclasses import dataclass
 
-import typer
 from rich.table import Table
 
-from fxprune.cli.console import out
+import fxprune
+from fxprune.cli.console import err, out, say
 from fxprune.errors import EnvironmentProblem
 
-_REQUIRED = ("torch", "onnx", "onnxscript", "onnxruntime", "networkx", "numpy", "scipy", "safetensors")
-_OPTIONAL = {"torchvision": "pip install 'fxprune[vision]'"}
+REQUIRED = {
+    "torch": "2.11",
+    "onnx": "1.18",
+    "onnxscript": "0.5.6",
+    "onnx-ir": "0.1.16",
+    "onnxruntime": "1.23",
+    "networkx": "3.2",
+    "numpy": "1.26",
+    "scipy": "1.11",
+    "safetensors": "0.4",
+    "typer": "0.16",
+    "rich": "13",
+    "jinja2": "3.1",
+}
+OPTIONAL = {"torchvision": "0"}  # the models of the examples; fxprune itself runs without
 _IMPORT_SECONDS = 120
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one package.
+
+    Attributes:
+        name: As it is installed.
+        version: "" where it is missing.
+        problem: One paragraph ("" if it works).
+        remedy: What to install.
+    """
+
+    name: str
+    version: str
+    problem: str = ""
+    remedy: str = ""
+
+    @property
+    def state(self) -> str:
+        """One word for the table."""
+        if not self.version:
+            return "missing"
+        return "does not work" if self.problem else "ok"
+
+
 def diagnose() -> None:
-    """Print a table; exit with 4 where something that is needed does not work."""
-    table = Table(title="fxprune doctor")
-    for column in ("what", "found", "remark"):
-        table.add_column(column, overflow="fold")
-    table.add_row("python", platform.python_version(), sys.executable)
-    broken = [name for name in _REQUIRED if not _row(table, name, f"pip install {name}")]
-    for name, remedy in _OPTIONAL.items():
-        _row(table, name, remedy)
-    for what, found, remark in _machine():
-        table.add_row(what, found, remark)
-    out.print(table)
-    if broken:
-        raise EnvironmentProblem(f"{', '.join(broken)} cannot be used here; see the remarks above")
-    raise typer.Exit(0)
+    """Print what there is, and a line to install what there is not.
+
+    Raises:
+        EnvironmentProblem: Something that is needed is missing, or something that is installed does not work.
+    """
+    findings = []
+    for name, least in (REQUIRED | OPTIONAL).items():
+        with err.status(f"import {name}"):  # a heavy package takes seconds
+            findings.append(examine(name, least))
+    out.print(_table(findings))
+    for what, found in _machine({finding.name for finding in findings if finding.state == "ok"}):
+        say(f"{what}: {found}")
+    problems = [finding for finding in findings if finding.problem]
+    for finding in problems:
+        say(f"\n{finding.name}: {finding.problem}")
+    for remedy in dict.fromkeys(finding.remedy for finding in problems):
+        say(f"  {remedy}")
+    failed = [f.name for f in problems if f.version or f.name in REQUIRED]
+    if failed:
+        raise EnvironmentProblem(f"{', '.join(failed)} cannot be used here; the lines above say what to install")
 
 
-def _row(table: Table, name: str, remedy: str) -> bool:
+def _table(findings: list[Finding]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("package", "found", "needed", "state"):
+        table.add_column(column, no_wrap=True)
+    table.add_row("fxprune", fxprune.__version__, "", "ok")
+    table.add_row("python", platform.python_version(), "3.11", "ok")
+    for finding in findings:
+        color = {"ok": "green", "missing": "yellow"}.get(finding.state, "red")
+        needed = REQUIRED.get(finding.name, "optional")
+        table.add_row(finding.name, finding.version or "-", needed, f"[{color}]{finding.state}[/{color}]")
+    return table
+
+
+def examine(name: str, least: str) -> Finding:
+    """Look at one package: whether it is there, new enough, and can be imported."""
+    wanted = name if name in OPTIONAL else f"'{name}>={least}'"
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        table.add_row(name, "[red]missing[/red]", remedy)
-        return False
-    problem = _import_problem(name)
-    table.add_row(name, version, problem or "")
-    return not problem
+        problem = "it is not installed" + ("; fxprune needs it for its models only" if name in OPTIONAL else "")
+        return Finding(name, "", problem, f"pip install {wanted}")
+    if _numbers(version) < _numbers(least):
+        return Finding(name, version, f"fxprune needs {least} or newer", f"pip install --upgrade {wanted}")
+    problem = _import_problem(name.replace("-", "_"))
+    if "torchvision::nms" in problem:
+        problem = (
+            f"{problem}. It was built for another torch: a CPU-only torch does not load the registry's torchvision, "
+            "whose operators are built for the CUDA torch (which runs on the CPU as well). Install both from one place"
+        )
+        wanted = "torch torchvision"
+    return Finding(name, version, problem, f"pip install --force-reinstall {wanted}" if problem else "")
 
 
-def _import_problem(name: str) -> str:
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version.partition("+")[0])[:3])
+
+
+def _import_problem(module: str) -> str:
     """Import a package in a process of its own: a broken one must not take the doctor with it."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", f"import {name}"],
+            [sys.executable, "-P", "-c", f"import {module}"],  # -P: the user's folder holds files of any name
             capture_output=True,
             text=True,
             timeout=_IMPORT_SECONDS,
@@ -61,27 +132,20 @@ def _import_problem(name: str) -> str:
         return f"importing it takes longer than {_IMPORT_SECONDS} s"
     if done.returncode == 0:
         return ""
-    last = (done.stderr.strip().splitlines() or ["it ends the interpreter"])[-1]
-    if "torchvision::nms" in last:
-        return (
-            "torchvision was built for another torch: a CPU-only torch does not load the registry's torchvision, "
-            "whose operators are built for the CUDA torch (which runs on the CPU as well). "
-            "Install both from one place: pip install --force-reinstall torch torchvision"
-        )
-    return f"import fails: {last}"
+    last = (done.stderr.strip().splitlines() or [f"the interpreter ends with {done.returncode}"])[-1]
+    return f"its import fails: {last}"
 
 
-def _machine() -> list[tuple[str, str, str]]:
-    import onnxruntime
-    import torch
+def _machine(usable: set[str]) -> list[tuple[str, str]]:
+    """Describe what the usable packages see of the machine."""
+    found = [("interpreter", sys.executable), ("cores", str(os.cpu_count()))]
+    if "torch" in usable:
+        import torch
 
-    capability = torch.backends.cpu.get_cpu_capability()
-    block = 16 if "AVX512" in capability else 8
-    providers = ", ".join(onnxruntime.get_available_providers())
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return [
-        ("cores", str(os.cpu_count()), ""),
-        ("vector instructions", capability, f"onnxruntime's convolutions work in blocks of {block} channels"),
-        ("onnxruntime providers", providers, ""),
-        ("GPU that torch sees", cuda, ""),
-    ]
+        found.append(("vector instructions", torch.backends.cpu.get_cpu_capability()))
+        found.append(("GPU that torch sees", torch.cuda.get_device_name() if torch.cuda.is_available() else "none"))
+    if "onnxruntime" in usable:
+        import onnxruntime
+
+        found.append(("onnxruntime providers", ", ".join(onnxruntime.get_available_providers())))
+    return found
