@@ -1,0 +1,79 @@
+"""What every training-time method offers to a training loop: four calls.
+
+A loop of the user's own needs one line for each::
+
+    loss = criterion(model(x), y) + objective.extra_loss()      # after the forward pass
+    loss.backward()
+    objective.after_backward()                                  # gradients are there and may be changed
+    optimizer.step()
+    objective.after_step()                                      # weights have moved and may be corrected
+    ...
+    objective.finish()                                          # once, when training ends
+
+``extra_loss`` is asked once per forward pass, also where gradients are accumulated over several; ``after_backward`` and
+``after_step`` once per step of the optimiser, after the gradients have been unscaled and averaged over processes, and
+before they are clipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class ObjectiveLike(Protocol):
+    """The protocol; :class:`Objective` is the base class that does nothing."""
+
+    def extra_loss(self) -> Tensor | float:
+        """Return what is added to the loss of the forward pass that has just been run: a scalar."""
+        ...
+
+    def after_backward(self) -> None:
+        """Change gradients, before the optimiser's step."""
+        ...
+
+    def after_step(self) -> None:
+        """Change weights or the method's own state, after the optimiser's step."""
+        ...
+
+    def finish(self) -> None:
+        """Do what is due when training is over, and leave the model as it should be used."""
+        ...
+
+
+class Objective:
+    """An objective that does nothing; methods override what they need.
+
+    Beyond the protocol, it may have parameters to train and state to keep, for loops that can be resumed.
+    """
+
+    def extra_loss(self) -> Tensor | float:
+        """Return 0."""
+        return 0.0
+
+    def after_backward(self) -> None:
+        """Do nothing."""
+        return
+
+    def after_step(self) -> None:
+        """Do nothing."""
+        return
+
+    def finish(self) -> None:
+        """Do nothing."""
+        return
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """Return parameters of the method's own, to be given to the optimiser besides those of the model."""
+        return ()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to go on after an interruption: tensors, numbers, text, lists and dictionaries."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        return
