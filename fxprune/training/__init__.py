@@ -1,5 +1,6 @@
 """Training-time methods: objectives that any loop can call, and a fine-tuning loop that can be killed and resumed."""
 
+from fxprune.training.data import Splits, load_data
 from fxprune.training.distill import Distillation
 from fxprune.training.losses import FeatureMatching, SimilarityPreserving, SoftTargets
 from fxprune.training.objectives import Objective, ObjectiveLike
@@ -11,4 +12,6 @@ __all__ = [
     "ObjectiveLike",
     "SimilarityPreserving",
     "SoftTargets",
+    "Splits",
+    "load_data",
 ]
