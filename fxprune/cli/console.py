@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -72,6 +73,26 @@ class Stages:
         spent = time.perf_counter() - start
         self.seconds[name] = self.seconds.get(name, 0.0) + spent
         say(f"{spent:6.1f} s  {what}", err)
+
+
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """Keep from the terminal what torch prints about its insides while it captures, unless that was asked for.
+
+    A refusal says in one paragraph what torch says in fifty lines before it raises.
+    """
+    if _debug:
+        yield
+        return
+    swallowed = io.StringIO()
+    swallowed.rich_proxied_file = err.file  # type: ignore[attr-defined]  # where rich goes on to draw the spinner
+    with contextlib.redirect_stderr(swallowed):
+        yield
+
+
+def share(part: float, whole: float) -> str:
+    """Return a part in per cent of the whole; a dash where there is no whole."""
+    return f"{part / whole:.1%}" if whole else "-"
 
 
 def thousands(value: Any) -> str:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import sys
+import textwrap
 from pathlib import Path
-from typing import Any
-
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from fxprune.cli.console import out, say
-from fxprune.cli.loading import example_inputs, load_model
-from fxprune.cli.optimize import PARITY_TOLERANCE
+from fxprune.cli.loading import capture, load_model
 from fxprune.cli.output import staging
+from fxprune.cli.summary import PARITY_TOLERANCE
 from fxprune.errors import InputError
+
+if TYPE_CHECKING:
+    from fxprune.channels.groups import Group
+
+_NAMES = 6
+_REASON = 240
 
 
 def _traced(model: str, inputs: list[str], arguments: list[str], weights: Path | None, seed: int) -> Any:
-    from fxprune.capture import trace
-
-    return trace(load_model(model, arguments, weights, seed), example_inputs(inputs, seed))
+    return capture(load_model(model, arguments, weights, seed), inputs, seed)
 
 
 def show_groups(
@@ -35,17 +39,30 @@ def show_groups(
         ]
         print(json.dumps({"model": model, "units": int(found.live.sum()), "groups": listed}, indent=2))
         return
-    table = Table(title=f"{model}: {int(found.live.sum()):,} removable units in {len(found.groups)} groups")
-    table.add_column("#", justify="right")
-    table.add_column("units", justify="right")
-    table.add_column("stay", justify="right")
-    table.add_column("parameters (dimension)", overflow="fold")
-    table.add_column("why some stay", overflow="fold")
-    for number, group in enumerate(found.groups):
-        names = [f"{name} ({d})" for name, d in group.parameters]
-        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        table.add_row(str(number), str(group.units), str(group.frozen), shown, group.reason)
-    out.print(table)
+    say(f"{model}: {int(found.live.sum()):,} removable units in {len(found.groups)} groups\n")
+    print(f"{'units':>7}{'stay':>7}  layers (dimension of their parameters), and why some stay")
+    for group in found.groups:
+        print(_row(group))
+
+
+def _row(group: Group) -> str:
+    """Return a group's numbers, its layers and the reason; the last two cut where they no longer help, unlike --json.
+
+    A layer stands for its parameters: that its norm's weight, bias and statistics go together surprises nobody.
+    """
+    names = list(dict.fromkeys(f"{name.rpartition('.')[0] or name}\xa0({d})" for name, d in group.parameters))
+    layers = ", ".join(names[:_NAMES]) + (f" and {len(names) - _NAMES} more" if len(names) > _NAMES else "")
+    reason = group.reason if len(group.reason) <= _REASON else f"{group.reason[:_REASON]}..., see --json"
+    head = f"{group.units:>7,}{group.frozen:>7,}  "
+    blank = " " * len(head)
+    lines = _wrapped(layers, head, blank) + (_wrapped(f"stays: {reason}", blank, blank) if reason else [])
+    return "\n".join(lines).replace("\xa0", " ")
+
+
+def _wrapped(text: str, first: str, rest: str) -> list[str]:
+    """Break a line for the terminal; a pipe gets it whole, so that a search finds what belongs together."""
+    width = out.width if out.is_terminal else sys.maxsize
+    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
 
 
 def show_explanation(

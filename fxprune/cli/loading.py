@@ -7,10 +7,15 @@ import importlib
 import importlib.util
 import re
 import sys
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fxprune.cli.console import muted
 from fxprune.errors import InputError
+
+if TYPE_CHECKING:
+    from fxprune.capture import Traced
 
 
 def parse_fraction(name: str, value: float | None) -> float | None:
@@ -57,7 +62,10 @@ def load_model(spec: str, arguments: list[str], weights: Path | None, seed: int)
             raise InputError(f"{place} has no attribute {atom!r}; it is where {spec!r} was looked for")
         factory = getattr(factory, atom)
     torch.manual_seed(seed)
-    model = _build(factory, spec, parse_arguments(arguments))
+    with warnings.catch_warnings():  # what will change in the model's library is no concern of whoever prunes it
+        for category in (DeprecationWarning, FutureWarning, PendingDeprecationWarning):
+            warnings.simplefilter("ignore", category)
+        model = _build(factory, spec, parse_arguments(arguments))
     if weights is not None:
         load_weights(model, weights)
     return model.eval()
@@ -190,3 +198,12 @@ def example_inputs(specs: list[str], seed: int) -> tuple[Any, ...]:
         else:
             tensors.append(torch.randint(0, 2 if dtype is torch.bool else 8, shape, generator=generator).to(dtype))
     return tuple(tensors)
+
+
+def capture(model: Any, inputs: list[str], seed: int) -> Traced:
+    """Trace a model on random inputs."""
+    from fxprune.capture import trace
+
+    tensors = example_inputs(inputs, seed)
+    with muted():
+        return trace(model, tensors)

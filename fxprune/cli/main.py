@@ -14,6 +14,7 @@ app = typer.Typer(
     help="Make a trained model smaller and faster, prove that it is right, and ship it as ONNX.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # plain help fits 80 columns, and errors are lines, not boxes
     pretty_exceptions_enable=False,
 )
 
@@ -78,7 +79,10 @@ def optimize(  # noqa: PLR0913 - every option of the main command is one
     seconds: Annotated[float, typer.Option("--seconds", help="Time for the latency measurement.")] = 10.0,
     seed: Seed = 0,
 ) -> None:
-    """Prune a model under a budget, prove the result, fuse batch norms, export, and measure."""
+    """Prune under a budget, prove the result, export and measure.
+
+    Batch norms are fused on the way. Files appear in the folder only when all is done.
+    """
     from fxprune.cli.optimize import Options, run
 
     run(
@@ -101,7 +105,7 @@ def groups(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     seed: Seed = 0,
 ) -> None:
-    """List the coupled groups of channels: what can be removed, and what stays and why."""
+    """List what can be removed together, and what stays and why."""
     from fxprune.cli.inspect import show_groups
 
     show_groups(model, list(input or ()), list(model_arg or ()), weights, as_json=as_json, seed=seed)
@@ -118,7 +122,7 @@ def explain(
     dim: Annotated[int, typer.Option("--dim", min=0, help="Dimension of the parameter.")] = 0,
     seed: Seed = 0,
 ) -> None:
-    """Tell what a parameter is coupled to, and the path to what keeps it from being cut."""
+    """Tell what a parameter goes with, and the path to what keeps it."""
     from fxprune.cli.inspect import show_explanation
 
     show_explanation(model, parameter, dim, list(input or ()), list(model_arg or ()), weights, seed)
@@ -137,7 +141,7 @@ def export(
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Export a model as it is to ONNX, and compare the file with the model."""
+    """Export the model as it is to ONNX, and compare the file."""
     from fxprune.cli.inspect import export_model
 
     export_model(model, out, list(input or ()), list(model_arg or ()), weights, opset, seed)
@@ -146,7 +150,7 @@ def export(
 @app.command()
 @guarded
 def doctor() -> None:
-    """Check what is installed, and say what to do about what is missing."""
+    """Check what is installed, and say what to do about the rest."""
     from fxprune.cli.doctor import diagnose
 
     diagnose()

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 import fxprune
-from fxprune.cli.console import Stages, out, say, thousands
-from fxprune.cli.loading import example_inputs, load_model, parse_fraction
+from fxprune.cli.console import Stages
+from fxprune.cli.loading import capture, load_model, parse_fraction
 from fxprune.cli.output import staging
+from fxprune.cli.summary import PARITY_TOLERANCE, show
 from fxprune.errors import EnvironmentProblem, InputError, VerifyError
 
-PARITY_TOLERANCE = 1e-4
 RUNTIMES = ("onnxruntime-cpu",)
 
 
@@ -59,7 +57,7 @@ def run(options: Options) -> None:
     stages = Stages()
     with staging(options.out) as folder:
         report = _optimize(options, budget, stages, folder)
-    _show(report, options)
+    show(report, options.out)
     if not report["ok"]:
         raise VerifyError(f"a check did not pass; see {options.out / 'report.html'}")
 
@@ -75,7 +73,6 @@ def _budget(options: Options) -> dict[str, Any]:
 
 
 def _optimize(options: Options, budget: dict[str, Any], stages: Stages, folder: Path) -> dict[str, Any]:
-    from fxprune.capture import trace
     from fxprune.channels import find_groups
     from fxprune.passes import FuseBatchNorm, RemoveIdentity
     from fxprune.pipeline import Pipeline
@@ -85,7 +82,7 @@ def _optimize(options: Options, budget: dict[str, Any], stages: Stages, folder: 
     with stages.step("load", f"load {options.model}"):
         model = load_model(options.model, list(options.model_args), options.weights, options.seed)
     with stages.step("capture", "capture the graph"):
-        dense = trace(model, example_inputs(list(options.inputs), options.seed))
+        dense = capture(model, list(options.inputs), options.seed)
     with stages.step("analysis", "find coupled channels"):
         groups = find_groups(dense)
         listed = groups.groups
@@ -206,28 +203,3 @@ def _versions() -> dict[str, str]:
         "torch": torch.__version__,
         "onnxruntime": onnxruntime.__version__,
     }
-
-
-def _show(report: dict[str, Any], options: Options) -> None:
-    table = Table(title=f"{options.model}: {'all checks passed' if report['ok'] else 'a check did not pass'}")
-    table.add_column("")
-    for column in ("before", "after", "kept"):
-        table.add_column(column, justify="right")
-    before, after = report["before"], report["after"]
-    for key, label in (("macs", "MACs"), ("params", "parameters")):
-        table.add_row(label, thousands(before[key]), thousands(after[key]), f"{after[key] / before[key]:.1%}")
-    latency = report.get("latency")
-    if latency:
-        interval = f"{latency['ratio']:.3f} [{latency['ratio_low']:.3f}, {latency['ratio_high']:.3f}]"
-        table.add_row(
-            f"ms, {options.threads} thread", f"{latency['dense_ms']:.2f}", f"{latency['pruned_ms']:.2f}", interval
-        )
-    table.add_row("float64 error", "", f"{report['verify']['max_relative_error']:.1e}", "allowed 1e-09")
-    if "onnx" in report:
-        table.add_row(
-            "ONNX error", "", f"{report['onnx']['max_relative_error']:.1e}", f"allowed {PARITY_TOLERANCE:.0e}"
-        )
-    out.print(table)
-    for note in report["notes"]:
-        say(f"note: {note}")
-    say(f"written to {options.out}")

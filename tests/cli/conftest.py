@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -69,3 +70,30 @@ def start() -> Start:
         )
 
     return run
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    """A report with every part, as ``optimize`` puts it into ``report.json``."""
+    ends = {"low": 0.99, "high": 1.01}
+    return {
+        "schema": 1,
+        "ok": True,
+        "model": "zoo:net",
+        "versions": {"fxprune": "0.1.0", "torch": "2.11.0"},
+        "before": {"params": 11_689_512, "macs": 1_814_073_344, "bytes": 46_758_048},
+        "after": {"params": 7_773_520, "macs": 905_750_000, "bytes": 31_094_080},
+        "groups": {"total": 2, "prunable": 1, "frozen": [{"parameters": ["fc.weight"], "reason": "it is returned"}]},
+        "verify": {"max_relative_error": 6.9e-16, "dtype": "float64", "ok": True},
+        "onnx": {"path": "model.onnx", "opset": 20, "bytes": 31_070_183, "max_relative_error": 5.2e-7,
+                 "batches": [1, 3], "ok": True},
+        "latency": {"runtime": "onnxruntime-cpu", "threads": 1, "batch": 1, "clock": "cpu", "dense_ms": 33.22,
+                    "pruned_ms": 17.11, "ratio": 0.515, "ratio_low": 0.514, "ratio_high": 0.516, "rounds": 120,
+                    "control": {"ratio": 1.0, **ends}, "wall": {"ratio": 0.52, **ends}, "control_holds": True},
+        "notes": ["one thing"],
+        "widths": [{"name": "conv1", "before": 64, "after": 48}, {"name": "fc", "before": 1000, "after": 1000}],
+        "passes": [],
+        "plan": {"hash": "0123456789abcdef0123", "importance": "l2", "allocation": "global", "round_to": 16,
+                 "budget": {"macs": 0.5}},
+        "seconds": {"capture": 0.6, "export": 2.4, "latency": 4.5},
+    }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import pytest
 import typer
@@ -77,3 +78,17 @@ def test_progress_is_no_part_of_the_result(capsys: pytest.CaptureFixture[str]) -
     assert printed == ""
     assert said.splitlines() == ["   0.0 s  load [m]", "   0.0 s  load more"]
     assert list(stages.seconds) == ["load"]
+
+
+def test_shares() -> None:
+    assert console.share(1, 3) == "33.3%"
+    assert console.share(0, 0) == "-"
+
+
+def test_what_libraries_print_is_muted_unless_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    for debug, said in ((False, ""), (True, "noise\n")):
+        console.set_debug(debug)
+        with console.muted():
+            print("noise", file=sys.stderr)
+        console.set_debug(False)
+        assert capsys.readouterr().err == said

@@ -1,4 +1,4 @@
-"""``groups``, ``explain`` and ``export``."""
+"""``groups``, ``explain`` and ``export``: a model looked at, and left as it is."""
 
 from __future__ import annotations
 
@@ -6,26 +6,112 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
+import pytest
+
+from fxprune.channels.groups import Group
+from fxprune.cli import inspect
+from fxprune.deploy.parity import OutputParity, Parity
+
 Call = Callable[..., tuple[int, str]]
 INPUT = ["--input", "1x3x16x16"]
+
+DECIDES = """
+from torch import nn
+
+class Decides(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(x) if x.sum() > 0 else x
+"""
 
 
 def test_groups_as_json(call: Call, model_file: Path) -> None:
     code, text = call("groups", f"{model_file}:build", *INPUT, "--json")
     assert code == 0
-    assert json.loads(text)["units"] == 16 + 32
+    listed = json.loads(text)
+    assert listed["units"] == 16 + 32
+    assert [group["units"] for group in listed["groups"]] == [16, 32, 0]
+    assert ["7.weight", 0] in listed["groups"][2]["parameters"]
+    assert "the model returns it" in listed["groups"][2]["reason"]
+
+
+def test_groups_as_text(call: Call, model_file: Path) -> None:
+    code, text = call("groups", f"{model_file}:build", *INPUT)
+    assert code == 0
+    lines = text.splitlines()
+    assert lines[0] == f"{model_file}:build: 48 removable units in 3 groups"
+    assert lines[3:] == [
+        "     16      0  0 (0), 1 (0), 3 (1)",
+        "     32      0  3 (0), 7 (1)",
+        "      0      5  7 (0)",
+        "                stays: the model returns it (at output)",
+    ]
+
+
+def test_a_long_group_is_cut_short() -> None:
+    names = tuple((f"stage.{number}.weight", 0) for number in range(9))
+    first, second = inspect._row(Group(names, 1234, 5, "because " * 100)).splitlines()
+    assert first.startswith("  1,234      5  stage.0 (0), stage.1 (0)")
+    assert first.endswith("stage.5 (0) and 3 more")
+    assert second.endswith("..., see --json")
+    assert len(second) < 300
 
 
 def test_explain(call: Call, model_file: Path) -> None:
     code, text = call("explain", f"{model_file}:build", "7.weight", *INPUT)
     assert code == 0
-    assert "the model returns it" in text.replace("\n", " ")
+    assert "the model returns it" in text
+    code, text = call("explain", f"{model_file}:build", "7.weight", "--dim", 1, *INPUT)
+    assert code == 0
+    assert "32 units can be removed" in text
+    assert "goes with 3.weight, dimension 0" in text
+
+
+def test_explain_a_misspelt_parameter(call: Call, model_file: Path) -> None:
     code, text = call("explain", f"{model_file}:build", "7.wieght", *INPUT)
     assert code == 2
     assert "7.weight" in text
 
 
+def test_a_model_that_decides_is_refused_in_one_paragraph(
+    call: Call, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Torch prints the graph so far, and warns, before it raises; none of that helps."""
+    (tmp_path / "decides.py").write_text(DECIDES)
+    code, text = call("groups", f"{tmp_path / 'decides.py'}:Decides", "--input", "1x4")
+    assert code == 2
+    assert text.count("\n") == 1
+    assert "return self.layer(x) if x.sum() > 0 else x" in text
+    assert capfd.readouterr() == ("", "")
+
+
 def test_export(call: Call, model_file: Path, tmp_path: Path) -> None:
-    code, text = call("export", f"{model_file}:build", *INPUT, "--out", tmp_path / "m.onnx")
+    file = tmp_path / "new" / "m.onnx"
+    code, text = call("export", f"{model_file}:build", *INPUT, "--out", file)
     assert code == 0, text
-    assert (tmp_path / "m.onnx").is_file()
+    assert text.startswith(f"{file}: opset ")
+    onnx.checker.check_model(file)
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_export_needs_the_name_of_a_file(call: Call, model_file: Path, tmp_path: Path) -> None:
+    code, text = call("export", f"{model_file}:build", *INPUT, "--out", tmp_path)
+    assert code == 2
+    assert "name the file" in text
+
+
+def test_a_file_that_differs_does_not_replace_one_that_is_right(
+    call: Call, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = Parity((OutputParity("y", "float32", 0.5),), (1,))
+    monkeypatch.setattr("fxprune.deploy.parity.check_parity", lambda *args, **kwargs: wrong)
+    (tmp_path / "m.onnx").write_text("old")
+    code, text = call("export", f"{model_file}:build", *INPUT, "--out", tmp_path / "m.onnx")
+    assert code == 1
+    assert "differs from the graph" in text
+    assert (tmp_path / "m.onnx").read_text() == "old"
+    assert not list(tmp_path.glob(".fxprune*"))
