@@ -17,7 +17,7 @@ _HOMES = {
     "cut": "fxprune.surgery",
     "export_onnx": "fxprune.deploy.onnx",
     "find_groups": "fxprune.channels",
-    "make_plan": "fxprune.planning",
+    "make_plan": "fxprune.deploy.latency_budget",
     "measure_latency": "fxprune.deploy.latency",
     "trace": "fxprune.capture",
     "verify_cut": "fxprune.surgery",
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from fxprune.capture import Traced, trace
     from fxprune.channels import Groups, find_groups
     from fxprune.deploy.latency import measure_latency
+    from fxprune.deploy.latency_budget import make_plan
     from fxprune.deploy.onnx import export_onnx
     from fxprune.deploy.parity import check_parity
     from fxprune.pipeline import Pipeline
-    from fxprune.planning import Plan, count, make_plan
+    from fxprune.planning import Plan, count
     from fxprune.surgery import cut, verify_cut
 
 __all__ = [

@@ -10,9 +10,9 @@ import torch
 
 from fxprune.errors import InputError
 
-METRICS = ("macs", "params", "channels", "bytes")
+METRICS = ("macs", "params", "channels", "bytes", "latency")
 TOLERANCE = 0.01  # a plan is on budget when it uses at least this much less than all of it
-_STEPS = (16, 8, 4, 2, 1)
+_STEPS = (64, 32, 16, 8, 4, 2, 1)
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,18 @@ def native_step() -> int:
     return 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
 
 
-def rounding_steps(round_to: int | str) -> tuple[int, ...]:
-    """Return the multiples to try, coarsest first: the given one, or for ``auto`` this CPU's block, halved down to 1.
+def rounding_steps(round_to: int | str, measured: int | None = None) -> tuple[int, ...]:
+    """Return the multiples to try, coarsest first: the given one, or for ``auto`` the step in which a runtime works.
+
+    Args:
+        round_to: a multiple, or ``auto``, which starts at the step and halves it down to 1.
+        measured: the step that was measured; None takes this CPU's channel block.
 
     Raises:
         InputError: ``round_to`` is neither ``auto`` nor a whole number of at least 1.
     """
     if round_to == "auto":
-        return tuple(step for step in _STEPS if step <= native_step())
+        return tuple(step for step in _STEPS if step <= (measured or native_step()))
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise InputError(
             f"round_to={round_to!r} is neither 'auto' nor a whole number of at least 1; 1 switches rounding off."

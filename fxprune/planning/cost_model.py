@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,19 +21,30 @@ Labels = Ints | None
 
 @dataclass(frozen=True)
 class Polynomial:
-    """A sum of products: ``sum(coefficient * prod(sizes[factors]))``, padded with axis 0, whose size is always 1."""
+    """A sum of products: ``sum(coefficient * prod(sizes[factors]))``, padded with axis 0, whose size is always 1.
+
+    Sizes are rounded up to a multiple of ``step``, as by kernels that work in blocks of channels.
+    """
 
     coefficient: NDArray[np.float64]
     factors: Ints
     labels: tuple[str, ...]
+    step: int = 1
 
     def terms(self, sizes: Ints) -> NDArray[np.float64]:
         """Return the value of every product."""
-        return np.asarray(self.coefficient * sizes[self.factors].prod(axis=1))
+        return np.asarray(self.coefficient * self._blocked(sizes)[self.factors].prod(axis=1))
 
     def at(self, sizes: Ints) -> float:
         """Return the sum for the given axis sizes."""
-        return float(np.dot(self.coefficient, sizes[self.factors].prod(axis=1)))
+        return float(np.dot(self.coefficient, self._blocked(sizes)[self.factors].prod(axis=1)))
+
+    def _blocked(self, sizes: Ints) -> Ints:
+        if self.step == 1:
+            return sizes
+        blocked = -(-sizes // self.step) * self.step
+        blocked[0] = 1
+        return blocked
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,7 @@ class Builder:
         self._ids: dict[bytes, int] = {}
         self._weights: set[int] = set()
         self._terms: dict[str, list[tuple[float, list[int], str]]] = {}
+        self.steps: dict[str, int] = {}
 
     def axis(self, labels: Ints, weight: bool = False) -> int:
         """Return the number of an axis, the same one for the same labels."""
@@ -110,20 +122,21 @@ class Builder:
         full[0] = 1
         weight = np.zeros(len(full), bool)
         weight[list(self._weights)] = True
-        metrics = {name: _polynomial(terms) for name, terms in self._terms.items()}
+        metrics = {name: _polynomial(terms, self.steps.get(name, 1)) for name, terms in self._terms.items()}
         return CostModel(full, pairs // len(full), pairs % len(full), counts.astype(np.int64), weight, metrics)
 
 
-def _polynomial(terms: list[tuple[float, list[int], str]]) -> Polynomial:
+def _polynomial(terms: list[tuple[float, list[int], str]], step: int) -> Polynomial:
     width = max((len(axes) for _, axes, _ in terms), default=0)
     factors = np.zeros((len(terms), max(width, 1)), np.int64)
     for row, (_, axes, _) in enumerate(terms):
         factors[row, : len(axes)] = axes
-    return Polynomial(np.array([term[0] for term in terms], np.float64), factors, tuple(term[2] for term in terms))
+    coefficient = np.array([term[0] for term in terms], np.float64)
+    return Polynomial(coefficient, factors, tuple(term[2] for term in terms), step)
 
 
-def build_cost_model(traced: Traced, groups: Groups, units: Ints) -> CostModel:
-    """Return the cost model of a graph.
+def start_cost_model(traced: Traced, groups: Groups, units: Ints) -> Builder:
+    """Return the builder of a graph's cost model, with every metric that can be counted.
 
     Args:
         traced: the graph.
@@ -131,7 +144,7 @@ def build_cost_model(traced: Traced, groups: Groups, units: Ints) -> CostModel:
         units: class ids that the ``channels`` metric counts, one each however many indices they have.
     """
     builder = Builder()
-    axes = {(name, dim): groups.axis(name, dim) for name, dim in groups.parameters}
+    axes = axes_of(groups)
     for name, tensor in named_state(traced.module):
         labels: list[Labels] = [axes.get((name, dim)) for dim in range(tensor.dim())]
         factors = [size if axis is None else axis for axis, size in zip(labels, tensor.shape, strict=True)]
@@ -142,14 +155,25 @@ def build_cost_model(traced: Traced, groups: Groups, units: Ints) -> CostModel:
             builder.add("params", 1.0, factors, name)
         builder.add("bytes", float(tensor.element_size()), factors, name)
     for product in products(traced):
-        builder.add("macs", product.share, [_labels(size, groups, axes) for size in product.sizes], product.node.name)
+        builder.add("macs", product.share, [labels_of(size, groups, axes) for size in product.sizes], product.node.name)
     builder.add("channels", 1.0, [np.sort(units)], "")
     for metric in ("params", "bytes", "macs"):
         builder.add(metric, 0.0, [])  # a model without parameters or products still has all metrics
-    return builder.build()
+    return builder
 
 
-def _labels(size: Size, groups: Groups, axes: dict[tuple[str, int], Labels]) -> int | Ints:
+def build_cost_model(traced: Traced, groups: Groups, units: Ints) -> CostModel:
+    """Return the cost model of a graph, with every metric that can be counted (see ``start_cost_model``)."""
+    return start_cost_model(traced, groups, units).build()
+
+
+def axes_of(groups: Groups) -> dict[tuple[str, int], Labels]:
+    """Return the labels of every labelled dimension of every parameter and buffer."""
+    return {(name, dim): groups.axis(name, dim) for name, dim in groups.parameters}
+
+
+def labels_of(size: Size, groups: Groups, axes: Mapping[tuple[str, int], Labels]) -> int | Ints:
+    """Return the labels of one factor of a product, or its plain size where it has none."""
     labels = None
     if size.node is not None:
         found = groups.of(size.node)

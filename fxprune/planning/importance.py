@@ -58,6 +58,22 @@ def comparable(importance: Importance) -> bool:
     return callable(importance) or importance in ("bn_scale", "taylor", "lamp", "random")
 
 
+def total_importance(groups: Groups, importance: Importance, scores: Scores) -> Scores:
+    """Return what is lost with each class, elements and all: for ``l2`` its squared norm, for ``l1`` its norm.
+
+    Scores are per element, so that units of different sizes can be ranked; a sum over what was removed counts each
+    element. A function's scores are taken as they are.
+    """
+    if callable(importance):
+        return scores
+    values = [(labels, np.full(len(labels), t.numel() / t.shape[dim])) for _, dim, labels, t in _slices(groups)]
+    if not values:
+        return scores
+    labels, counts = (np.concatenate(part) for part in zip(*values, strict=True))
+    elements = np.bincount(labels, counts, len(groups.live))
+    return np.asarray(elements * (scores**2 if importance == "l2" else scores))
+
+
 def _slices(groups: Groups) -> Iterator[tuple[str, int, NDArray[np.int64], nn.Parameter]]:
     """Yield every labelled axis of every floating-point parameter."""
     parameters = dict(groups.traced.module.named_parameters())

@@ -12,8 +12,10 @@ from fxprune.channels import Groups, find_groups
 from fxprune.errors import BudgetError, InputError
 from fxprune.planning.budget import Budget, parse_budget, rounding_steps
 from fxprune.planning.cost import uncounted
-from fxprune.planning.cost_model import Bools, CostModel, build_cost_model
-from fxprune.planning.importance import Importance, comparable, score
+from fxprune.planning.cost_model import Bools, CostModel, axes_of, start_cost_model
+from fxprune.planning.efficiency import by_efficiency
+from fxprune.planning.importance import Importance, Scores, comparable, score, total_importance
+from fxprune.planning.latency_table import LatencyTable, add_latency
 from fxprune.planning.moves import Family, Moves, build_moves, check_allocation, find_families, find_pools, normalised
 from fxprune.planning.plan import Plan
 from fxprune.planning.protect import parse_patterns, protected
@@ -28,8 +30,10 @@ def make_plan(  # noqa: PLR0913 - the options of one decision, all by keyword
     params: float | None = None,
     channels: float | None = None,
     bytes: float | None = None,
+    latency: float | None = None,
+    times: LatencyTable | None = None,
     importance: Importance = "l2",
-    allocation: str = "global",
+    allocation: str | None = None,
     round_to: int | str = "auto",
     protect: str | Iterable[str] = (),
     compensate: str | None = None,
@@ -39,7 +43,8 @@ def make_plan(  # noqa: PLR0913 - the options of one decision, all by keyword
     """Decide what to remove so that a share of the model is kept.
 
     Exactly one of ``macs`` (of one sample), ``params``, ``channels`` (removable units that are not protected, an
-    attention head counting as one) and ``bytes`` (of all parameters and buffers) is the share to keep, in (0, 1]. The
+    attention head counting as one), ``bytes`` (of all parameters and buffers) and ``latency`` (as ``times`` predicts
+    it; :func:`fxprune.make_plan` measures instead) is the share to keep, in (0, 1]. The
     plan never keeps more, and lands within 1 % below where the graph allows it; ``Plan.notes`` says so where it does
     not.
 
@@ -50,12 +55,16 @@ def make_plan(  # noqa: PLR0913 - the options of one decision, all by keyword
         channels: share of the removable units to keep.
         bytes: share of the storage to keep; the few bytes of an index table that the surgery adds where a slice of
             channels becomes irregular are not counted.
+        latency: share of the predicted latency to keep.
+        times: what the layers take, for ``latency`` and ``allocation="latency"``.
         importance: ``l1``, ``l2``, ``bn_scale``, ``taylor``, ``fpgm``, ``lamp``, ``random``, or a function from the
             groups to one number per class.
         allocation: ``global`` ranks all units, ``uniform`` takes the same share of every family, ``isomorphic`` ranks
-            within families of equal structure. Ranks compare magnitudes after division by their family's mean.
-        round_to: widths are left whole or become multiples of this; ``auto`` starts with this CPU's channel block and
-            relaxes it as far as the budget needs.
+            within families of equal structure, ``latency`` loses the least importance per millisecond saved. Ranks
+            compare magnitudes after division by their family's mean. None: ``latency`` for a latency budget, else
+            ``global``.
+        round_to: widths are left whole or become multiples of this; ``auto`` starts with the step of ``times``, or this
+            CPU's channel block, and relaxes it as far as the budget needs.
         protect: glob patterns over parameter names whose output channels stay.
         compensate: what the surgery does with a removed channel's constant: None, ``constant`` or ``mean``; recorded in
             the plan.
@@ -67,15 +76,21 @@ def make_plan(  # noqa: PLR0913 - the options of one decision, all by keyword
         BudgetError: no allowed removal meets the budget; the message says what share can be reached and what keeps the
             rest.
     """
-    budget = parse_budget(macs=macs, params=params, channels=channels, bytes=bytes)
-    steps, patterns = rounding_steps(round_to), parse_patterns(protect)
+    budget = parse_budget(macs=macs, params=params, channels=channels, bytes=bytes, latency=latency)
+    steps, patterns = rounding_steps(round_to, None if times is None else times.step), parse_patterns(protect)
+    allocation = allocation or ("latency" if latency is not None else "global")
     check_allocation(allocation)
+    if times is None and "latency" in (budget.metric, allocation):
+        raise InputError(
+            "A latency budget or allocation needs the times of this model's layers on the runtime that will serve it: "
+            "use fxprune.make_plan(traced, latency=...), which measures them, or give times=."
+        )
     if compensate not in (None, "constant", "mean"):
         raise InputError(f"compensate={compensate!r} is not known; use None, 'constant' or 'mean'.")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed={seed!r} is no whole number of at least 0.")
     groups = find_groups(traced) if groups is None else groups
-    request = _Request(groups, budget, patterns, importance, allocation, seed)
+    request = _Request(groups, budget, patterns, importance, allocation, seed, times)
     problem = _prepare(request)
     selection, notes = _choose(problem, steps)
     sizes = problem.model.sizes(selection.removed)
@@ -107,6 +122,7 @@ class _Request:
     importance: Importance
     allocation: str
     seed: int
+    times: LatencyTable | None
 
 
 @dataclass(frozen=True)
@@ -118,10 +134,14 @@ class _Problem:
     families: list[Family]
     pools: list[int]
     kept: dict[str, Bools]
+    values: Scores
     notes: tuple[str, ...]
 
     def moves(self, step: int) -> Moves:
-        return build_moves(self.families, step, self.request.allocation, self.pools)
+        if self.request.allocation != "latency":
+            return build_moves(self.families, step, self.request.allocation, self.pools)
+        moves = build_moves(self.families, step, "global", self.pools)
+        return by_efficiency(moves, self.families, self.model, "latency", self.values)
 
     def solve(self, step: int) -> Selection | None:
         budget = self.request.budget
@@ -143,7 +163,10 @@ def _prepare(request: _Request) -> _Problem:
     if unknown:
         names = ", ".join(unknown[:5]) + " and others" * (len(unknown) > 5)
         notes.append(f"The MACs of {names} are not counted: there is no cost rule for these modules.")
-    model = build_cost_model(groups.traced, groups, np.flatnonzero(free))
+    builder = start_cost_model(groups.traced, groups, np.flatnonzero(free))
+    if request.times is not None:
+        add_latency(builder, groups.traced, groups, axes_of(groups), request.times)
+    model = builder.build()
     if model.metrics[request.budget.metric].at(model.full) <= 0 and request.budget.metric != "channels":
         raise InputError(
             f"The budget {request.budget} makes no sense: this model has no {request.budget.metric}. "
@@ -152,7 +175,8 @@ def _prepare(request: _Request) -> _Problem:
     families = find_families(groups, model, free & ~unscored, scores)
     if request.allocation != "uniform" and not comparable(request.importance):
         families = normalised(families)
-    return _Problem(request, model, families, find_pools(groups), kept, tuple(notes))
+    values = total_importance(groups, request.importance, scores)
+    return _Problem(request, model, families, find_pools(groups), kept, values, tuple(notes))
 
 
 def _on_parameters(groups: Groups) -> Bools:

@@ -155,8 +155,9 @@ ALLOCATIONS: dict[str, Callable[[_Candidates], Scores]] = {
 
 def check_allocation(allocation: str) -> None:
     """Raise an ``InputError`` when there is no such allocation."""
-    if allocation not in ALLOCATIONS:
-        raise InputError(f"There is no allocation {allocation!r}; use one of {', '.join(sorted(ALLOCATIONS))}.")
+    names = sorted([*ALLOCATIONS, "latency"])
+    if allocation not in names:
+        raise InputError(f"There is no allocation {allocation!r}; use one of {', '.join(names)}.")
 
 
 def find_pools(groups: Groups) -> list[int]:

@@ -74,5 +74,5 @@ def test_normalised_scores_have_mean_one() -> None:
 
 
 def test_unknown_allocations_are_refused() -> None:
-    with pytest.raises(InputError, match="global, isomorphic, uniform"):
+    with pytest.raises(InputError, match="global, isomorphic, latency, uniform"):
         check_allocation("local")

@@ -1,0 +1,255 @@
+"""A plan for a share of the *measured* latency: predict from probed layers, prune, measure, correct, repeat."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fxprune import planning
+from fxprune.capture import Traced
+from fxprune.channels import Groups, find_groups
+from fxprune.deploy.latency import Latency, measure_latency
+from fxprune.deploy.onnx import export_onnx
+from fxprune.deploy.probe import layer_shapes, probe
+from fxprune.errors import BudgetError, InputError
+from fxprune.passes import FuseBatchNorm, RemoveIdentity
+from fxprune.pipeline import Pipeline
+from fxprune.planning import Plan
+from fxprune.planning.cost import products
+from fxprune.planning.latency_table import LatencyTable, elements, written
+from fxprune.surgery import cut
+
+RUNTIMES = ("onnxruntime-cpu",)
+"""Runtimes that layers can be probed on."""
+
+_AIM = 0.975
+"""Where in the budget to aim: far enough below it for an interval to lie within, near enough to give nothing away."""
+
+_NEAR = 0.945
+"""What counts as met: at least this share of the budget is used."""
+
+_TRIALS = 8
+_PRECISION = 0.004
+
+
+@dataclass(frozen=True)
+class LatencyPlan:
+    """A plan, and what was measured on the way to it.
+
+    Attributes:
+        plan: The plan; its budget is the share of measured latency that was asked for.
+        latency: The measurement of the pruned model against the dense one.
+        predicted: The ratio that the table of layers predicts for the plan.
+        trials: (share asked of the table, measured ratio) of every plan that was tried.
+        table: The table of layers.
+    """
+
+    plan: Plan
+    latency: Latency
+    predicted: float
+    trials: tuple[tuple[float, float], ...]
+    table: LatencyTable
+
+
+@dataclass
+class _Search:
+    """Shares asked of the table, and the ratios that were measured for them."""
+
+    target: float
+    trials: list[tuple[float, float]] = field(default_factory=list)
+
+    def next_share(self) -> float:
+        """Return the share to ask for next: by the ratio alone at first, then between the nearest on either side.
+
+        Measured ratios grow with the share, but in steps, and noise can turn neighbours round.
+        """
+        aim = self.target * _AIM
+        if not self.trials:
+            return aim
+        above = min((t for t in self.trials if t[1] > aim), key=lambda t: t[1], default=None)
+        below = max((t for t in self.trials if t[1] <= aim), key=lambda t: t[1], default=None)
+        if above is None or below is None:
+            share, ratio = self.trials[-1]
+            return min(1.0, share * (aim / ratio))
+        weight = (aim - below[1]) / (above[1] - below[1])
+        return below[0] + (above[0] - below[0]) * min(max(weight, 0.1), 0.9)
+
+
+def plan_for_latency(  # noqa: PLR0913 - options of one search, all by keyword
+    traced: Traced,
+    target: float,
+    *,
+    runtime: str = "onnxruntime-cpu",
+    threads: int = 1,
+    batch: int = 1,
+    seconds: float = 10.0,
+    cache: Path | None = None,
+    groups: Groups | None = None,
+    progress: Callable[[str], None] | None = None,
+    **options: Any,
+) -> LatencyPlan:
+    """Find a plan whose measured latency is at most ``target`` times the dense model's, and close to it.
+
+    The dense model is what would be served without pruning: identities removed, batch norms folded, exported. Each plan
+    tried is carried out, exported the same way and measured in turns with the dense file; the interval of the ratio has
+    to end below the target.
+
+    Args:
+        traced: The captured model.
+        target: Share of the dense latency to keep, in (0, 1).
+        runtime: One of ``RUNTIMES``.
+        threads: Threads within an operator.
+        batch: Batch size that is served.
+        seconds: Time for each measurement at most.
+        cache: Folder of probed layers (see :func:`fxprune.deploy.probe.probe`).
+        groups: The channel groups of ``traced``, if they are at hand.
+        progress: Called with a line of text per step.
+        options: As :func:`fxprune.planning.make_plan` takes them, without a budget.
+
+    Raises:
+        InputError: An option is out of range, or the runtime cannot be probed.
+        BudgetError: No plan that was tried meets the target; the message has the best that was measured.
+    """
+    if runtime not in RUNTIMES:
+        raise InputError(f"layers cannot be timed on {runtime!r}; latency budgets work on {', '.join(RUNTIMES)}")
+    if isinstance(target, bool) or not 0 < target < 1:
+        raise InputError(f"latency={target!r} is outside (0, 1): it is the share of the dense latency to keep")
+    say = progress or (lambda _: None)
+    groups = find_groups(traced) if groups is None else groups
+    with tempfile.TemporaryDirectory(prefix="fxprune-latency-") as folder:
+        dense = Path(folder) / "dense.onnx"
+        export_onnx(served(traced), dense)
+        measure = _Measure(dense, Path(folder) / "pruned.onnx", threads, batch, seconds)
+        table = latency_table(traced, measure.alone(), runtime=runtime, threads=threads, batch=batch, cache=cache)
+        say(f"probed {len(table.layers)} layers on {runtime}, widths in steps of {table.step}")
+        return _search(traced, groups, table, measure, _Search(target), say, options)
+
+
+def _search(
+    traced: Traced,
+    groups: Groups,
+    table: LatencyTable,
+    measure: _Measure,
+    search: _Search,
+    say: Callable[[str], None],
+    options: dict[str, Any],
+) -> LatencyPlan:
+    best: LatencyPlan | None = None
+    seen: dict[str, Latency] = {}
+    reason = ""
+    for _ in range(_TRIALS):
+        share = search.next_share()
+        try:
+            plan = planning.make_plan(traced, latency=share, times=table, groups=groups, **options)
+        except BudgetError as error:
+            reason = str(error)
+            break
+        key = str(plan.removed)
+        latency = seen.get(key) or measure(served(cut(traced, plan, groups)))
+        search.trials.append((share, latency.ratio))
+        say(f"asked for {share:.3f}: measured {latency.ratio:.3f} [{latency.ratio_low:.3f}, {latency.ratio_high:.3f}]")
+        met = latency.ratio_high <= search.target and latency.control_holds
+        if met and (best is None or latency.ratio > best.latency.ratio):
+            best = LatencyPlan(_settled(plan, search.target, latency), latency, share, (), table)
+        if key in seen or (met and latency.ratio >= _NEAR * search.target):
+            break
+        seen[key] = latency
+    if best is None:
+        tried = ", ".join(f"{ratio:.3f}" for _, ratio in search.trials) or "none"
+        raise BudgetError(
+            f"The budget latency={search.target:g} was not met on {table.runtime}: measured ratios of the plans tried "
+            f"are {tried}. {reason or 'Ask for more, or measure for longer on a quieter machine.'}"
+        )
+    return replace(best, trials=tuple(search.trials))
+
+
+def _settled(plan: Plan, target: float, latency: Latency) -> Plan:
+    note = (
+        f"Measured latency on {latency.runtime} with {latency.threads} thread(s), batch {latency.batch}: "
+        f"{latency.ratio:.3f} [{latency.ratio_low:.3f}, {latency.ratio_high:.3f}] of the dense model's."
+    )
+    return replace(plan, keep=target, notes=(*(n for n in plan.notes if "latency=" not in n), note))
+
+
+def served(traced: Traced) -> Traced:
+    """Return the model as it is served: without identities, batch norms folded. Outputs are checked elsewhere."""
+    return Pipeline([RemoveIdentity(), FuseBatchNorm()], verify=False)(traced).traced
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """Exports a model and measures it against the dense file."""
+
+    dense: Path
+    file: Path
+    threads: int
+    batch: int
+    seconds: float
+
+    def __call__(self, model: Traced) -> Latency:
+        with contextlib.suppress(FileNotFoundError):
+            self.file.unlink()
+        export_onnx(model, self.file)
+        return self._against(self.file, self.seconds)
+
+    def alone(self) -> float:
+        """Return the milliseconds of the dense model."""
+        return self._against(self.dense, min(self.seconds, 3.0)).dense_ms
+
+    def _against(self, file: Path, seconds: float) -> Latency:
+        return measure_latency(
+            file, self.dense, threads=self.threads, batch=self.batch, seconds=seconds, precision=_PRECISION
+        )
+
+
+def latency_table(
+    traced: Traced,
+    dense_ms: float,
+    *,
+    runtime: str = "onnxruntime-cpu",
+    threads: int = 1,
+    batch: int = 1,
+    cache: Path | None = None,
+) -> LatencyTable:
+    """Return what each layer takes at any widths, so that the dense model's layers sum up to what it takes as a whole.
+
+    What the probed layers leave of the whole goes to everything else by the elements that it writes; products that were
+    not probed, such as attention, take as long per multiply-accumulate as the probed ones on average.
+    """
+    shapes = layer_shapes(traced, batch)
+    probes = probe(shapes.values(), runtime=runtime, threads=threads, cache=cache)
+    layers = {name: probes.layer(shape) for name, shape in shapes.items()}
+    every = products(traced)
+    probed_ms = sum(probes.seconds[shape] * 1e3 for shape in shapes.values())
+    probed_macs = sum(product.macs for product in every if product.node.name in shapes) * batch
+    other_macs = sum(product.macs for product in every if product.node.name not in shapes) * batch
+    rate = probed_ms / probed_macs if probed_macs else 0.0
+    rest = max(0.0, dense_ms - probed_ms - rate * other_macs)
+    others = written(traced, {product.node for product in every})
+    amount = elements(traced, others) * batch
+    return LatencyTable(
+        layers,
+        rate=rate * batch,
+        elementwise=rest / amount * batch if amount else 0.0,
+        constant=0.0 if amount else rest,
+        step=probes.step,
+        runtime=runtime,
+    )
+
+
+def make_plan(traced: Traced, *, latency: float | None = None, **options: Any) -> Plan:
+    """Decide what to remove, as :func:`fxprune.planning.make_plan` does, with ``latency`` as a measured budget.
+
+    With ``latency=0.5`` the plan is searched that keeps the most importance at half the dense model's measured latency
+    (see :func:`plan_for_latency`, whose options ``runtime``, ``threads``, ``batch`` and ``seconds`` are taken too).
+    """
+    if latency is None or options.get("times") is not None:
+        return planning.make_plan(traced, latency=latency, **options)
+    others = [name for name in ("macs", "params", "channels", "bytes") if options.get(name) is not None]
+    if others:
+        raise InputError(f"A plan needs exactly one budget, and got latency={latency} and {others[0]}.")
+    return plan_for_latency(traced, latency, **options).plan
