@@ -69,8 +69,10 @@ def diagnose() -> None:
         with err.status(f"import {name}"):  # a heavy package takes seconds
             findings.append(examine(name, least))
     out.print(_table(findings))
-    for what, found in _machine({finding.name for finding in findings if finding.state == "ok"}):
+    usable = {finding.name for finding in findings if finding.state == "ok"}
+    for what, found in _machine(usable):
         say(f"{what}: {found}")
+    _show_runtimes(usable)
     problems = [finding for finding in findings if finding.problem]
     for finding in problems:
         say(f"\n{finding.name}: {finding.problem}")
@@ -134,6 +136,20 @@ def _import_problem(module: str) -> str:
         return ""
     last = (done.stderr.strip().splitlines() or [f"the interpreter ends with {done.returncode}"])[-1]
     return f"its import fails: {last}"
+
+
+def _show_runtimes(usable: set[str]) -> None:
+    """Print which runtimes can be measured on, and what the others need. None of them fails the doctor."""
+    if "numpy" not in usable:
+        return
+    from fxprune.deploy.runtimes import RUNTIMES, get_runtime
+
+    say("\nruntimes to measure on:")
+    for name in RUNTIMES:
+        package = name.partition("-")[0]
+        broken = package in REQUIRED and package not in usable  # loading it here could end the doctor
+        missing = f"needs {package}, see above" if broken else get_runtime(name).available()
+        say(f"  {name}: {missing or 'ok'}")
 
 
 def _machine(usable: set[str]) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fxprune.deploy.machine import machine
-from fxprune.deploy.runtime import RUNTIME, cpu_session, random_feeds
+from fxprune.deploy.runtimes import DEFAULT_RUNTIME, Session, get_runtime, random_feeds
 from fxprune.deploy.statistics import Estimate, paired_ratio
 from fxprune.errors import InputError, VerifyError
 
@@ -167,7 +167,7 @@ def measure_latency(  # noqa: PLR0913  (options behind the star, each with a def
     if batch < 1 or min_rounds < 2 or max_rounds < min_rounds or seconds <= 0 or precision <= 0:
         raise InputError("batch, seconds and precision must be positive, and 2 <= min_rounds <= max_rounds")
     paths = {"candidate": candidate_onnx, "baseline": baseline_onnx, "control": baseline_onnx}
-    sessions = {arm: cpu_session(path, threads=threads) for arm, path in paths.items()}
+    sessions = {arm: get_runtime(DEFAULT_RUNTIME).load(path, threads) for arm, path in paths.items()}
     _check_same_inputs(sessions)
     arms = {arm: _runner(arm, session, batch, seed, sizes) for arm, session in sessions.items()}
     for run in arms.values():
@@ -178,7 +178,7 @@ def measure_latency(  # noqa: PLR0913  (options behind the star, each with a def
     spent = time.perf_counter() - begin
     main = rules.estimate(samples, "candidate")
     return Latency(
-        runtime=RUNTIME,
+        runtime=DEFAULT_RUNTIME,
         threads=threads,
         batch=batch,
         clock=rules.clock,
@@ -196,11 +196,11 @@ def measure_latency(  # noqa: PLR0913  (options behind the star, each with a def
     )
 
 
-def _check_same_inputs(sessions: Mapping[str, Any]) -> None:
+def _check_same_inputs(sessions: Mapping[str, Session]) -> None:
     candidate, baseline = (
         [
-            (spec.name, spec.type, [size if isinstance(size, int) else "?" for size in spec.shape])
-            for spec in session.get_inputs()
+            (spec.name, str(spec.dtype), [size if isinstance(size, int) else "?" for size in spec.shape])
+            for spec in session.inputs
         ]
         for session in (sessions["candidate"], sessions["baseline"])
     )
@@ -208,14 +208,13 @@ def _check_same_inputs(sessions: Mapping[str, Any]) -> None:
         raise InputError(f"the two files take different inputs and cannot be compared: {candidate} against {baseline}")
 
 
-def _runner(arm: str, session: Any, batch: int, seed: int, sizes: Mapping[str, int] | None) -> Callable[[], None]:
-    feeds = random_feeds(session, batch=batch, seed=seed, sizes=sizes)
-    run: Callable[[], None] = lambda: session.run(None, feeds)  # noqa: E731  (a call less to be timed)
+def _runner(arm: str, session: Session, batch: int, seed: int, sizes: Mapping[str, int] | None) -> Callable[[], None]:
+    infer = session.prepare(random_feeds(session.inputs, batch=batch, seed=seed, sizes=sizes))
     try:
-        run()
-    except Exception as error:  # onnxruntime's own classes are private to it
+        infer()
+    except Exception as error:  # runtimes' own classes are private to them
         raise VerifyError(f"the {arm} does not run on random inputs: {error}") from error
-    return run
+    return infer
 
 
 def _warm_up(run: Callable[[], None], seconds: float) -> None:

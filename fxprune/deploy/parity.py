@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.traced import Traced
 from fxprune.deploy.onnx import evaluating
-from fxprune.deploy.runtime import cpu_session
+from fxprune.deploy.runtimes.ort import cpu_session
 from fxprune.errors import InputError, VerifyError
 
 Array = NDArray[Any]

@@ -14,6 +14,7 @@ import pytest
 import fxprune
 from fxprune.cli import doctor
 from fxprune.cli.doctor import examine
+from fxprune.deploy.runtimes import survey
 from fxprune.errors import EnvironmentProblem
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -55,6 +56,19 @@ def test_here(start: Start) -> None:
     if code == 0:  # torchvision, the only one that may be missing or broken where the tests run at all
         assert said == ""
     assert "onnxruntime providers: " in printed
+    lines = printed.splitlines()
+    assert "  onnxruntime-cpu: ok" in lines
+    for name, missing in survey().items():
+        assert f"  {name}: {missing or 'ok'}" in lines
+
+
+def test_runtimes_of_a_broken_package_are_not_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    doctor._show_runtimes({"numpy", "onnxruntime"})
+    printed = capsys.readouterr().out
+    assert "  torch-cpu: needs torch, see above" in printed
+    assert "  onnxruntime-cpu: ok" in printed
+    doctor._show_runtimes(set())
+    assert capsys.readouterr().out == ""
 
 
 def test_a_torchvision_for_another_torch(start: Start, tmp_path: Path) -> None:
