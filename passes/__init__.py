@@ -13,10 +13,11 @@ from fxprune.passes.fuse_batchnorm import FuseBatchNorm
 from fxprune.passes.over_parameterize import OverParameterize
 from fxprune.passes.prune_channels import PruneChannels
 from fxprune.passes.remove_identity import RemoveIdentity
+from fxprune.passes.reparameterize import Reparameterize
 from fxprune.pipeline import Pass
 
 PASSES: dict[str, type[Pass]] = {
-    cls.name: cls for cls in (FuseBatchNorm, OverParameterize, PruneChannels, RemoveIdentity)
+    cls.name: cls for cls in (FuseBatchNorm, OverParameterize, PruneChannels, RemoveIdentity, Reparameterize)
 }
 
-__all__ = ["PASSES", "FuseBatchNorm", "OverParameterize", "PruneChannels", "RemoveIdentity"]
+__all__ = ["PASSES", "FuseBatchNorm", "OverParameterize", "PruneChannels", "RemoveIdentity", "Reparameterize"]

@@ -40,9 +40,7 @@ def why_not_alone(module: fx.GraphModule, node: fx.Node, uses: dict[int, list[st
     others = sorted({use for tensor in tensors for use in uses.get(id(tensor), [])} - names)
     if others:
         return f"it shares its weights with {', '.join(others)}"
-    if layer._forward_hooks or layer._forward_pre_hooks:
-        return "it has forward hooks, which may do anything"
-    return "it holds other modules" if layer._modules else ""
+    return "it has forward hooks, which may do anything" if layer._forward_hooks or layer._forward_pre_hooks else ""
 
 
 def why_not_plain(layer: nn.Module) -> str:
@@ -50,6 +48,8 @@ def why_not_plain(layer: nn.Module) -> str:
     if type(layer) not in LAYERS:
         kinds = [kind.__name__ for kind in LAYERS if isinstance(layer, kind)]
         return f"it is a {type(layer).__name__}, which may do more than {kinds[0]}" if kinds else ""
+    if layer._modules:
+        return "it holds other modules"
     weight = layer._parameters.get("weight")
     if not isinstance(weight, Tensor):
         return "its weight is no parameter of its own"
