@@ -283,7 +283,6 @@ def markdown(records: dict[str, Any]) -> str:
         spent = f"{len(half['trials'])} | {half['search_s']:.0f} s" if "trials" in half else f"| {half.get('error')}"
         lines.append(f"| {name} | {_ratio(arms, 'half latency')} | {spent} | {_ratio(arms, CONTROL)} |")
     columns = ("half MACs", "half MACs, latency", "peer", "peer 16")
-    equal, peer = "as fast as peer 16", "peer 16"
     lines += [
         "",
         f"| speed-up (MACs kept) | {' | '.join(columns)} |",

@@ -260,14 +260,14 @@ def find_step(widths: NDArray[np.int64], seconds: NDArray[np.float64]) -> int:
     For each candidate the time is fitted as a line in the width rounded up to it; a coarser step has to explain clearly
     more than a finer one, because it gives away freedom in choosing widths.
     """
-    best, step = np.inf, 1
+    best, step, unseen = np.inf, 1, 1e-4 * float(np.abs(seconds).mean())
     for candidate in STEPS:
         blocked = -(-widths // candidate) * candidate
         if len(np.unique(blocked)) < 2:
             break
         matrix = np.stack([np.ones(len(widths)), blocked.astype(np.float64)], 1)
         solution, *_ = np.linalg.lstsq(matrix, seconds, rcond=None)
-        error = float(np.abs(matrix @ solution - seconds).mean())
+        error = max(unseen, float(np.abs(matrix @ solution - seconds).mean()))
         if error < 0.9 * best:
             best, step = error, candidate
     return step

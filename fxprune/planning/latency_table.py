@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxprune.capture import Traced
 from fxprune.channels import Groups
 from fxprune.planning.cost import Product, products
 from fxprune.planning.cost_model import Builder, Ints, Labels, labels_of
 
+_FREE_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
 _FREE = (
     "view",
     "reshape",
@@ -112,10 +113,15 @@ def written(traced: Traced, measured: set[fx.Node]) -> list[fx.Node]:
         value = node.meta.get("val")
         if node in measured or not node.op.startswith("call") or not isinstance(value, Tensor):
             continue
-        packet = str(getattr(node.target, "overloadpacket", "")).rpartition(".")[2]
-        if value.is_floating_point() and packet not in _FREE and value.ndim:
+        if value.is_floating_point() and value.ndim and not _is_free(traced.module, node):
             found.append(node)
     return found
+
+
+def _is_free(module: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(module.get_submodule(str(node.target)), _FREE_MODULES)
+    return str(getattr(node.target, "overloadpacket", "")).rpartition(".")[2] in _FREE
 
 
 def elements(traced: Traced, nodes: list[fx.Node]) -> float:
