@@ -1,46 +1,32 @@
 """How much faster is the candidate than the baseline? A ratio with an interval, measured side by side.
 
 Both files are loaded into one process and run in random order, so that what else the machine does hits both alike. A
-second session of the baseline runs along as a control: its ratio to the first must be one, or the machine is too noisy
-for any verdict.
+second session of the baseline runs along as a control. Its ratio to the first should be one; by how much it is not is
+what loading a file twice does to its time (where its memory came to lie), and widens the interval of the candidate.
 """
 
 from __future__ import annotations
 
-import os
-import random
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from fxprune.deploy.machine import machine
-from fxprune.deploy.runtimes import DEFAULT_RUNTIME, Session, get_runtime, random_feeds
-from fxprune.deploy.statistics import Estimate, paired_ratio
-from fxprune.errors import InputError, VerifyError
+from fxprune.deploy.interleave import Interleaved, Samples, Settings, interleave
+from fxprune.deploy.machine import load_average, machine
+from fxprune.deploy.runtimes import Clock, Model
+from fxprune.deploy.statistics import Estimate, drift, paired_ratio, percentiles
+from fxprune.errors import InputError
 
-Clock = Literal["cpu", "wall"]
+__all__ = ["CONTROL_SLACK", "Clock", "Latency", "Samples", "Verdict", "compare_latency", "measure_latency"]
+
 Verdict = Literal["pass", "fail", "inconclusive"]
 
-CONTROL_SLACK = 0.01
+CONTROL_SLACK = 0.02
 """How far the control's interval may stay away from one."""
 
-_WARM_UP_SECONDS = 2.0
-_WARM_UP_RUNS = 5
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Raw times of one model, in milliseconds, one per round; rounds are pairs across models."""
-
-    wall_ms: list[float] = field(default_factory=list)
-    cpu_ms: list[float] = field(default_factory=list)
-
-    def on(self, clock: Clock) -> list[float]:
-        """Return the times on one clock."""
-        return self.cpu_ms if clock == "cpu" else self.wall_ms
+_SURE = 0.99  # looking again and again finds a wrong side more often than looking once
 
 
 @dataclass(frozen=True)
@@ -52,16 +38,23 @@ class Latency:
         threads: Threads within an operator.
         batch: Batch size of the inputs.
         clock: What decides: with one thread CPU time of the process, in which waiting for a busy machine does not
-            count; with more, wall time.
+            count; with more, or on a GPU, wall time.
         dense_ms: Median time of the baseline on that clock, in milliseconds.
         pruned_ms: Median time of the candidate.
-        ratio: Median of the ratios of pairs, with the interval ``ratio_low`` to ``ratio_high`` at 95 %.
+        ratio: Median over rounds of the candidate's time to that of the baseline (the geometric mean of its two
+            sessions), with the interval ``ratio_low`` to ``ratio_high``: a bootstrap at 95 %, widened by what the
+            control is away from one.
         wall: The same ratio in wall time.
         control: The ratio of the baseline to itself, on the deciding clock.
         rounds: Number of pairs.
-        seconds: Time spent on measuring, without loading and warm-up.
+        seconds: Wall time of the rounds, without loading and warm-up.
         samples: Raw times by ``candidate``, ``baseline`` and ``control``, to redo the statistics with.
         machine: Where it was measured.
+        inference_seconds: Wall time within the models, warm-up included; the rest of a run is overhead.
+        warm_up: Runs of each model before the rounds.
+        first_ms: Wall time of each model's first run.
+        interrupted: Whether Ctrl-C ended it early.
+        notes: What a reader should know.
     """
 
     runtime: str
@@ -79,10 +72,15 @@ class Latency:
     seconds: float
     samples: Mapping[str, Samples]
     machine: Mapping[str, Any]
+    inference_seconds: float = 0.0
+    warm_up: int = 0
+    first_ms: Mapping[str, float] | None = None
+    interrupted: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def control_holds(self) -> bool:
-        """Whether the baseline is as fast as itself, give or take one per cent: the precondition of any verdict."""
+        """Whether the baseline is as fast as itself, give or take two per cent: the precondition of any verdict."""
         return self.control.low <= 1 + CONTROL_SLACK and self.control.high >= 1 - CONTROL_SLACK
 
     def verdict(self, max_ratio: float) -> Verdict:
@@ -95,45 +93,71 @@ class Latency:
 
     def to_dict(self, *, samples: bool = True) -> dict[str, Any]:
         """Return JSON-ready values, with or without the raw times."""
-        values = asdict(self)
+        times = {arm: sample.on(self.clock) for arm, sample in self.samples.items()}
+        values = {
+            **asdict(self),
+            "control_holds": self.control_holds,
+            "percentiles_ms": {arm: percentiles(found) for arm, found in times.items() if found},
+            "drift": {arm: drift(found) for arm, found in times.items() if found},
+        }
         if not samples:
             del values["samples"]
         return values
 
 
 @dataclass(frozen=True)
-class _Rules:
-    """When to stop."""
+class Rules:
+    """When there is enough.
+
+    Attributes:
+        clock: The clock that decides.
+        precision: Half-width of the intervals that is narrow enough, where there is no limit.
+        limit: A ratio to decide against.
+        seed: Seed of the resampling.
+    """
 
     clock: Clock
-    seconds: float
-    min_rounds: int
-    max_rounds: int
-    precision: float
-    limit: float | None
-    seed: int
+    precision: float = 0.01
+    limit: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.precision > 0 or (self.limit is not None and not self.limit > 0):
+            raise InputError(f"precision and limit must be positive, not {self.precision} and {self.limit}")
 
     def enough(self, samples: Mapping[str, Samples]) -> bool:
-        """Whether the interval is narrow, or lies on one side of the limit where there is one.
-
-        The side is judged at 99 %, because looking again and again finds a wrong side more often than looking once.
-        """
-        control = self.estimate(samples, "control")
+        """Whether the interval lies on one side of the limit, or is narrow where there is none."""
         if self.limit is not None:
-            sure = self.estimate(samples, "candidate", level=0.99)
+            sure = self.candidate(samples, level=_SURE)
             return sure.low > self.limit or sure.high <= self.limit
-        return max(self.estimate(samples, "candidate").half_width, control.half_width) <= self.precision
+        control = self.control(samples)
+        return max(self.candidate(samples, widen=False).half_width, control.half_width) <= self.precision
 
-    def estimate(self, samples: Mapping[str, Samples], arm: str, level: float = 0.95) -> Estimate:
-        return paired_ratio(
-            samples[arm].on(self.clock), samples["baseline"].on(self.clock), level=level, seed=self.seed
-        )
+    def control(self, samples: Mapping[str, Samples], clock: Clock | None = None) -> Estimate:
+        """Return the ratio of the baseline to itself."""
+        clock = clock or self.clock
+        return paired_ratio(samples["control"].on(clock), samples["baseline"].on(clock), seed=self.seed)
+
+    def candidate(
+        self,
+        samples: Mapping[str, Samples],
+        clock: Clock | None = None,
+        *,
+        level: float = 0.95,
+        widen: bool = True,
+    ) -> Estimate:
+        """Return the ratio of the candidate to both sessions of the baseline."""
+        clock = clock or self.clock
+        baseline = np.sqrt(np.multiply(samples["baseline"].on(clock), samples["control"].on(clock)))
+        found = paired_ratio(samples["candidate"].on(clock), baseline.tolist(), level=level, seed=self.seed)
+        return found.widened(self.control(samples, clock).ratio) if widen else found
 
 
 def measure_latency(  # noqa: PLR0913  (options behind the star, each with a default)
-    candidate_onnx: str | os.PathLike[str],
-    baseline_onnx: str | os.PathLike[str],
+    candidate: Model,
+    baseline: Model,
     *,
+    runtime: str = Settings.runtime,
     threads: int = 1,
     batch: int = 1,
     seconds: float = 10.0,
@@ -143,118 +167,67 @@ def measure_latency(  # noqa: PLR0913  (options behind the star, each with a def
     limit: float | None = None,
     sizes: Mapping[str, int] | None = None,
     seed: int = 0,
+    pin: bool = False,
 ) -> Latency:
-    """Measure how long the candidate takes relative to the baseline, in onnxruntime on the CPU.
+    """Measure how long the candidate takes relative to the baseline.
 
     Args:
-        candidate_onnx: The file in question.
-        baseline_onnx: The file to compare with; it must take the same inputs.
-        threads: Threads within an operator. With one, CPU time decides; with more, wall time.
+        candidate: The model in question: an ONNX file, or what else the runtime takes.
+        baseline: The model to compare with; it must take the same inputs.
+        runtime: One of :data:`fxprune.deploy.runtimes.RUNTIMES`.
+        threads: Threads within an operator. With one on a CPU, CPU time decides; else wall time.
         batch: Batch size, where it is dynamic.
-        seconds: Time to measure for at most, warm-up apart; at least ``min_rounds`` rounds are run whatever they take.
+        seconds: Time at most, warm-up included; at least ``min_rounds`` rounds are run whatever they take.
         min_rounds: Fewest rounds.
         max_rounds: Most rounds.
         precision: Stop when the intervals are this narrow: 0.01 is give or take one per cent.
         limit: A ratio to decide against: measuring stops when the interval lies on one side of it, however wide.
         sizes: Sizes of other dynamic dimensions than the batch, by name.
         seed: Seed of inputs, order and resampling.
+        pin: Keep to as many cores as there are threads, where the system allows it.
 
     Raises:
         InputError: A file cannot be loaded, the two take different inputs, or an option is out of range.
         VerifyError: A file loads but does not run on its own inputs.
-        EnvironmentProblem: onnxruntime is missing.
+        EnvironmentProblem: The runtime is missing, or would run nodes elsewhere than it was asked to.
     """
-    if batch < 1 or min_rounds < 2 or max_rounds < min_rounds or seconds <= 0 or precision <= 0:
-        raise InputError("batch, seconds and precision must be positive, and 2 <= min_rounds <= max_rounds")
-    paths = {"candidate": candidate_onnx, "baseline": baseline_onnx, "control": baseline_onnx}
-    sessions = {arm: get_runtime(DEFAULT_RUNTIME).load(path, threads) for arm, path in paths.items()}
-    _check_same_inputs(sessions)
-    arms = {arm: _runner(arm, session, batch, seed, sizes) for arm, session in sessions.items()}
-    for run in arms.values():
-        _warm_up(run, min(_WARM_UP_SECONDS, seconds))
-    rules = _Rules("cpu" if threads == 1 else "wall", seconds, min_rounds, max_rounds, precision, limit, seed)
-    begin = time.perf_counter()
-    samples = _interleave(arms, rules)
-    spent = time.perf_counter() - begin
-    main = rules.estimate(samples, "candidate")
+    settings = Settings(runtime, threads, batch, seconds, min_rounds, max_rounds, sizes, seed, pin)
+    return compare_latency(candidate, baseline, settings, precision=precision, limit=limit)
+
+
+def compare_latency(
+    candidate: Model, baseline: Model, settings: Settings, *, precision: float = 0.01, limit: float | None = None
+) -> Latency:
+    """Do what :func:`measure_latency` does, with the options in one place."""
+    rules = Rules(settings.clock, precision, limit, settings.seed)
+    where = machine()
+    models = {"candidate": candidate, "baseline": baseline, "control": baseline}
+    found = interleave(models, settings, rules.enough)
+    return _latency(found, rules, settings, {**where, "load_after": load_average()})
+
+
+def _latency(found: Interleaved, rules: Rules, settings: Settings, where: Mapping[str, Any]) -> Latency:
+    samples = found.samples
+    main = rules.candidate(samples)
     return Latency(
-        runtime=DEFAULT_RUNTIME,
-        threads=threads,
-        batch=batch,
+        runtime=settings.runtime,
+        threads=settings.threads,
+        batch=settings.batch,
         clock=rules.clock,
         dense_ms=float(np.median(samples["baseline"].on(rules.clock))),
         pruned_ms=float(np.median(samples["candidate"].on(rules.clock))),
         ratio=main.ratio,
         ratio_low=main.low,
         ratio_high=main.high,
-        wall=paired_ratio(samples["candidate"].wall_ms, samples["baseline"].wall_ms, seed=seed),
-        control=rules.estimate(samples, "control"),
+        wall=rules.candidate(samples, "wall"),
+        control=rules.control(samples),
         rounds=len(samples["baseline"].wall_ms),
-        seconds=spent,
+        seconds=found.seconds,
         samples=samples,
-        machine=machine(),
+        machine=where,
+        inference_seconds=found.inference_seconds,
+        warm_up=found.warm_up,
+        first_ms=found.first_ms,
+        interrupted=found.interrupted,
+        notes=found.notes,
     )
-
-
-def _check_same_inputs(sessions: Mapping[str, Session]) -> None:
-    candidate, baseline = (
-        [
-            (spec.name, str(spec.dtype), [size if isinstance(size, int) else "?" for size in spec.shape])
-            for spec in session.inputs
-        ]
-        for session in (sessions["candidate"], sessions["baseline"])
-    )
-    if [entry[1:] for entry in candidate] != [entry[1:] for entry in baseline]:
-        raise InputError(f"the two files take different inputs and cannot be compared: {candidate} against {baseline}")
-
-
-def _runner(arm: str, session: Session, batch: int, seed: int, sizes: Mapping[str, int] | None) -> Callable[[], None]:
-    infer = session.prepare(random_feeds(session.inputs, batch=batch, seed=seed, sizes=sizes))
-    try:
-        infer()
-    except Exception as error:  # runtimes' own classes are private to them
-        raise VerifyError(f"the {arm} does not run on random inputs: {error}") from error
-    return infer
-
-
-def _warm_up(run: Callable[[], None], seconds: float) -> None:
-    """Run until the last few runs take as long as the few before them, or the time is up."""
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        begin = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begin)
-        last, before = times[-_WARM_UP_RUNS:], times[-2 * _WARM_UP_RUNS : -_WARM_UP_RUNS]
-        if len(before) == _WARM_UP_RUNS and sum(times) > 0.1 * seconds and np.median(last) > 0.95 * np.median(before):
-            return
-
-
-def _interleave(arms: Mapping[str, Callable[[], None]], rules: _Rules) -> dict[str, Samples]:
-    """Run all arms once per round, in an order drawn anew each time, until there is enough."""
-    samples = {arm: Samples() for arm in arms}
-    order = list(arms)
-    shuffle = random.Random(rules.seed).shuffle
-    end = time.perf_counter() + rules.seconds
-    check_at = rules.min_rounds
-    for done in range(1, rules.max_rounds + 1):
-        shuffle(order)
-        for arm in order:
-            _time(arms[arm], samples[arm])
-        if done < rules.min_rounds:
-            continue
-        if time.perf_counter() >= end:
-            break
-        if done >= check_at:
-            if rules.enough(samples):
-                break
-            check_at = done + max(done // 4, 1)  # ever rarer: resampling costs time too
-    return samples
-
-
-def _time(run: Callable[[], None], samples: Samples) -> None:
-    cpu, wall = time.process_time_ns(), time.perf_counter_ns()
-    run()
-    wall_end, cpu_end = time.perf_counter_ns(), time.process_time_ns()
-    samples.wall_ms.append(max(wall_end - wall, 1) / 1e6)
-    samples.cpu_ms.append(max(cpu_end - cpu, 1) / 1e6)
