@@ -33,6 +33,7 @@ _NEAR = 0.945
 """What counts as met: at least this share of the budget is used."""
 
 _TRIALS = 8
+_SHORTEST, _LONGEST = 0.3, 0.97  # of the last share, while every ratio is above the budget
 _PRECISION = 0.004
 
 
@@ -63,20 +64,25 @@ class _Search:
     trials: list[tuple[float, float]] = field(default_factory=list)
 
     def next_share(self) -> float:
-        """Return the share to ask for next: by the ratio alone at first, then between the nearest on either side.
+        """Return the share to ask for next: the budget at first, then on the line through the nearest known ratios.
 
-        Measured ratios grow with the share, but in steps, and noise can turn neighbours round.
+        Everything keeps everything, so (1, 1) is always known. Measured ratios grow with the share, but in steps, and
+        noise can turn neighbours round, so a step is bounded.
         """
         aim = self.target * _AIM
         if not self.trials:
             return aim
-        above = min((t for t in self.trials if t[1] > aim), key=lambda t: t[1], default=None)
-        below = max((t for t in self.trials if t[1] <= aim), key=lambda t: t[1], default=None)
-        if above is None or below is None:
-            share, ratio = self.trials[-1]
-            return min(1.0, share * (aim / ratio))
-        weight = (aim - below[1]) / (above[1] - below[1])
-        return below[0] + (above[0] - below[0]) * min(max(weight, 0.1), 0.9)
+        known = [(1.0, 1.0), *self.trials]
+        above = sorted((t for t in known if t[1] > aim), key=lambda t: t[1])
+        below = max((t for t in known if t[1] <= aim), key=lambda t: t[1], default=None)
+        share, ratio = above[0]
+        if below is not None:
+            weight = (aim - below[1]) / (ratio - below[1])
+            return below[0] + (share - below[0]) * min(max(weight, 0.1), 0.9)
+        other = above[1] if len(above) > 1 else (0.0, 0.0)
+        rise = (other[1] - ratio) / (other[0] - share) if other[0] != share else 0.0
+        wanted = share - (ratio - aim) / rise if rise > 0 else share * aim / ratio
+        return min(max(wanted, share * _SHORTEST), share * _LONGEST)
 
 
 def plan_for_latency(  # noqa: PLR0913 - options of one search, all by keyword
