@@ -2,7 +2,8 @@
 
 A region of the graph that is linear from one value to another becomes a single convolution or linear layer:
 
-* chains without an activation: convolutions, linear layers, batch norms in eval mode, scales and shifts by constants;
+* chains without an activation: convolutions, linear layers, batch norms in eval mode, scales and shifts by constants,
+  padding;
 * sums of branches that read the same value: such chains, the value itself, average pooling (RepVGG, MobileOne, ACNet,
   RepViT, RepGhost, FastViT...);
 * what :class:`~fxprune.passes.OverParameterize` made.
@@ -16,7 +17,8 @@ stride, ``p`` the padding and ``d`` the dilation of two layers in a row::
 It is exact at the borders where the second layer does not pad, or pads with zeros what the first, continued beyond its
 ends, would give there too: then the first has no bias and sees nothing but its own padding. Branches are aligned at
 their first cells and added, tap by tap; groups are those that all have in common. A norm or dropout at either end of a
-region is left to :class:`~fxprune.passes.FuseBatchNorm` and :class:`~fxprune.passes.RemoveIdentity`.
+region is left to :class:`~fxprune.passes.FuseBatchNorm` and :class:`~fxprune.passes.RemoveIdentity`, and padding in
+front of it stays as it is written.
 
 A region stays as it is where one layer would cost more multiply-accumulates, as for a low-rank pair.
 """
@@ -177,7 +179,7 @@ def _is_worth_a_look(operations: Operations, region: Region) -> bool:
     """Whether a region has a layer in it and something to merge with it that is no other pass's to remove."""
     kinds = [_kind(operations, node) for node in region.nodes]
     readers = [kind for node, kind in zip(region.nodes, kinds, strict=True) if region.source in node.all_input_nodes]
-    left_to_others = len(readers) == 1 and readers[0] in ("norm", "same")
+    left_to_others = len(readers) == 1 and readers[0] in ("norm", "same", "pad")
     return len(kinds) > 1 and "layer" in kinds and not left_to_others
 
 

@@ -148,6 +148,17 @@ def average(channels: int, kernel: Sizes, stride: Sizes, padding: Sizes) -> Form
     return Form(channels, channels, channels, window, False, False, build)
 
 
+def padded(channels: int, before: Sizes, after: Sizes, mode: str) -> Form:
+    """Return the form that passes all channels on, and pads them."""
+    one = (1,) * len(before)
+
+    def build() -> Tensors:
+        return torch.ones(channels, 1, 1, *one, dtype=torch.float64), None
+
+    mode = mode if any((*before, *after)) else "zeros"
+    return Form(channels, channels, channels, Window(one, one, one, before, after, mode), False, False, build)
+
+
 # ---------------------------------------------------------------- and back
 
 

@@ -1,4 +1,4 @@
-"""What each call of a graph does to its input, where that is linear: layers, norms, constants, sums, means.
+"""What each call of a graph does to its input, where that is linear: layers, norms, constants, sums, means, padding.
 
 Constants are whatever no input of the model goes into: parameters, buffers, and what is computed from them alone.
 """
@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.graph_tools import module_of, place_of, shape_of, tensor_uses, wide
 from fxprune.linear.combine import branches, chain
-from fxprune.linear.forms import Form, NotOneLayer, affine, average, layer_form
+from fxprune.linear.forms import Form, NotOneLayer, affine, average, layer_form, padded
 from fxprune.linear.layers import LAYERS, why_not_alone, why_not_plain
 
 aten = torch.ops.aten
@@ -28,6 +28,7 @@ _SUB = (aten.sub.Tensor, aten.sub.Scalar)
 _RSUB = (aten.rsub.Tensor, aten.rsub.Scalar)
 _MUL = (aten.mul.Tensor, aten.mul.Scalar)
 _DIV = (aten.div.Tensor, aten.div.Scalar)
+_PADS = (aten.pad.default, aten.constant_pad_nd.default)
 _MEANS = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}
 
 
@@ -55,7 +56,7 @@ class Operation:
     """A call that is linear in the values it reads.
 
     Attributes:
-        kind: "layer", "norm", "constant", "sum", "mean" or "same" (it passes its input on).
+        kind: "layer", "norm", "constant", "sum", "mean", "pad" or "same" (it passes its input on).
         sources: The values that it reads, constants left out.
         apply: Makes the form of what it gives from those of the values. It raises ``NotOneLayer`` where it does not
             fit into the frame, or is no layer together with them.
@@ -104,8 +105,8 @@ class Operations:
             return "is an input of the model"
         if node.op != "call_function":
             return "is no linear operation"
-        if node.target in _MEANS:
-            return _mean(node)
+        if node.target in (*_MEANS, *_PADS):
+            return _mean(node) if node.target in _MEANS else _pad(node)
         if node.target is aten.neg.default:
             return self._affine(node, node.args[0], lambda _: (torch.tensor(-1.0, dtype=torch.float64), None), ())
         if node.target in (*_ADD, *_SUB, *_RSUB):
@@ -301,6 +302,28 @@ def _mean(node: fx.Node) -> Operation | str:
         return chain(forms[0], form)
 
     return Operation("mean", (source,), apply, math.prod(kernel))
+
+
+def _pad(node: fx.Node) -> Operation | str:
+    """Look at padding: it is a convolution of single taps that pads, where the values are a convolution's too."""
+    given: dict[str, Any] = {**dict(zip(("self", "pad", "mode", "value"), node.args, strict=False)), **node.kwargs}
+    if node.target is aten.constant_pad_nd.default:
+        given["value"], given["mode"] = given.get("mode", given.get("value")), "constant"
+    source, widths, mode = given["self"], given["pad"], given.get("mode", "constant")
+    if mode == "constant" and given.get("value"):
+        return f"pads with {given['value']}, where layers pad with zeros"
+    if not all(isinstance(width, int) and width >= 0 for width in widths):
+        return "pads with a negative or computed width"
+
+    def apply(frame: Frame, forms: list[Form]) -> Form:
+        if len(widths) > 2 * frame.dims:
+            raise NotOneLayer(f"{place_of(node)} pads other dimensions than layers do")
+        each = [*widths, *[0] * (2 * frame.dims - len(widths))]  # of the last dimension first
+        before, after = tuple(each[-2::-2]), tuple(each[::-2])
+        spelled = "zeros" if mode == "constant" else mode
+        return chain(forms[0], padded(forms[0].outputs, before, after, spelled))
+
+    return Operation("pad", (source,), apply)
 
 
 def _each(value: Any, dims: int) -> tuple[int, ...]:
