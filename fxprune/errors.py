@@ -42,3 +42,7 @@ class EnvironmentProblem(FxPruneError):
     """The environment cannot do it: a runtime or package is missing."""
 
     exit_code = 4
+
+
+class TrainingError(FxPruneError):
+    """A training cannot go on: its loss, its gradients or its weights are no numbers any more."""

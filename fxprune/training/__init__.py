@@ -2,16 +2,26 @@
 
 from fxprune.training.data import Splits, load_data
 from fxprune.training.distill import Distillation
+from fxprune.training.evaluate import evaluate
+from fxprune.training.finetune import Finetuned, finetune
 from fxprune.training.losses import FeatureMatching, SimilarityPreserving, SoftTargets
 from fxprune.training.objectives import Objective, ObjectiveLike
+from fxprune.training.recipe import Recipe
+from fxprune.training.schedules import ALLR, SLR
 
 __all__ = [
+    "ALLR",
+    "SLR",
     "Distillation",
     "FeatureMatching",
+    "Finetuned",
     "Objective",
     "ObjectiveLike",
+    "Recipe",
     "SimilarityPreserving",
     "SoftTargets",
     "Splits",
+    "evaluate",
+    "finetune",
     "load_data",
 ]

@@ -1,8 +1,8 @@
 """Which samples make up each step, as a function of seed and epoch alone.
 
 The loader's own sampler decides the order, asked under a seed that follows from the epoch, and so a training can go on
-in the middle of an epoch without storing more than two numbers. Random transforms are seeded for each batch, so that
-they do not depend on prefetching, on the number of workers, or on where a training was interrupted. That is why batches
+in the middle of an epoch without storing more than two numbers. Random transforms are seeded for each sample, so that
+they do not depend on prefetching, on workers or processes, or on where a training was interrupted. That is why batches
 are not divided by accelerate, whose loaders draw from the global generators ahead of their use.
 """
 
@@ -14,24 +14,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset
 
 from fxprune.errors import FxPruneError, InputError
-from fxprune.training.randomness import derived_seed, seeded
+from fxprune.training.randomness import derived_seed, seed_all, seeded
 
 ORDER, CONTENT = 1, 2  # what a derived seed is for
 
 
 @dataclass(frozen=True)
 class Fetch:
-    """One batch of one process: the samples, and the seed of their random transforms."""
+    """One batch of one process: the samples, the place of the first in the epoch, and the seed of their transforms."""
 
     indices: tuple[int, ...]
+    start: int
     seed: int
 
 
 class SeededDataset(Dataset[Any]):
-    """A dataset that is asked for whole batches, each under its own seed."""
+    """A dataset that is asked for whole batches, each sample under a seed of its own.
+
+    A dataset that can only give whole batches at a time (``__getitems__``) has one seed for each.
+    """
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
@@ -41,11 +45,22 @@ class SeededDataset(Dataset[Any]):
 
     def __getitems__(self, fetch: Fetch) -> list[Any]:
         """Return the samples of one batch; torch's loaders call this with what the batch sampler gives."""
-        several: Callable[[list[int]], list[Any]] | None = getattr(self.dataset, "__getitems__", None)
-        with seeded(fetch.seed):
-            if several is not None:
+        with seeded(derived_seed(fetch.seed, fetch.start)):
+            if (several := _several(self.dataset)) is not None:
                 return several(list(fetch.indices))
-            return [self.dataset[index] for index in fetch.indices]
+            samples = []
+            for place, index in enumerate(fetch.indices, fetch.start):
+                seed_all(derived_seed(fetch.seed, place), devices=False)
+                samples.append(self.dataset[index])
+            return samples
+
+
+def _several(dataset: Any) -> Callable[[list[int]], list[Any]] | None:
+    """Return what gives many samples at once, unless it takes them one by one, as a subset mostly does."""
+    base = dataset
+    while isinstance(base, Subset):
+        base = base.dataset
+    return dataset.__getitems__ if hasattr(base, "__getitems__") else None
 
 
 def as_loader(data: Any, batch_size: int, shuffle: bool, what: str) -> DataLoader[Any]:
@@ -99,13 +114,11 @@ class Batches:
     def steps(self, epoch: int) -> list[list[Fetch]]:
         """Return for each step of the optimiser the batches that this process takes."""
         shared = _divided(self._order(epoch), self._processes, self._loader.drop_last)
-        mine = [
-            Fetch(
-                tuple(parts[self._rank]),
-                derived_seed(self._seed, CONTENT, epoch, position * self._processes + self._rank),
-            )
-            for position, parts in enumerate(shared)
-        ]
+        seed, start, mine = derived_seed(self._seed, CONTENT, epoch), 0, list[Fetch]()
+        for parts in shared:
+            before = sum(map(len, parts[: self._rank]))
+            mine.append(Fetch(tuple(parts[self._rank]), start + before, seed))
+            start += sum(map(len, parts))
         if not mine:
             raise InputError(
                 f"an epoch has no full batch for {self._processes} processes; give more data, smaller batches or fewer "
@@ -120,7 +133,7 @@ class Batches:
     def parts(self) -> list[Fetch]:
         """Return every processes'th batch of the loader, undivided: for sums over all samples, not for training."""
         return [
-            Fetch(tuple(indices), derived_seed(self._seed, CONTENT, 0, position))
+            Fetch(tuple(indices), position, derived_seed(self._seed, CONTENT))
             for position, indices in enumerate(self._order(0))
             if position % self._processes == self._rank
         ]

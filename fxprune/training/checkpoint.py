@@ -37,14 +37,7 @@ def save_checkpoint(path: Path, tree: Mapping[str, Any]) -> None:
     skeleton = _pack(tree, "", tensors)
     stored = _apart(tensors)
     text = json.dumps({"schema": SCHEMA, "crc": _checksum(stored), "tree": skeleton})
-
-    def write(temporary: Path) -> None:
-        try:
-            save_file(stored, temporary, metadata={_KEY: text})
-        except SafetensorError as error:
-            raise _as_os_error(error) from error
-
-    atomic_write(path, write)
+    _write(path, stored, {_KEY: text})
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -79,14 +72,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     Raises:
         InputError: As for :func:`save_checkpoint`.
     """
-
-    def write(temporary: Path) -> None:
-        try:
-            save_file(_apart(dict(state)), temporary)
-        except SafetensorError as error:
-            raise _as_os_error(error) from error
-
-    atomic_write(path, write)
+    _write(path, _apart(dict(state)), None)
 
 
 def first_difference(now: Any, then: Any, path: str = "") -> str | None:
@@ -138,6 +124,18 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     if kind == "tuple":
         return tuple(_unpack(item, tensors) for item in content)
     return {key: _unpack(item, tensors) for key, item in content}
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None) -> None:
+    def write(temporary: Path) -> None:
+        mode = temporary.stat().st_mode  # of a file at this place; safetensors puts a new one there, for its owner only
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise _as_os_error(error) from error
+        temporary.chmod(mode)
+
+    atomic_write(path, write)
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

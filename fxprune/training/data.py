@@ -21,6 +21,7 @@ from fxprune.training.images import ArrayImages, Images, Looks, missing, open_im
 from fxprune.training.shapes import SHAPES, make_shapes
 
 VARIED = 224  # pixels, for images of many sizes
+_LISTS = ("targets", "labels", "_labels")  # where data sets keep their labels
 SPLIT_SEED = 0  # the sets stay the same whatever a training's seed is
 
 # name on the command line -> class in torchvision.datasets, arguments of its training and its test set, and the side of
@@ -119,11 +120,26 @@ def labels_of(images: Dataset[Any]) -> npt.NDArray[np.int64]:
     """Return the labels of a set without reading its images where it lists them."""
     if isinstance(images, Subset):
         return labels_of(images.dataset)[np.asarray(images.indices, dtype=np.int64)]
-    for name in ("targets", "labels", "_labels"):
+    for name in _LISTS:
         if (found := getattr(images, name, None)) is not None:
             return np.asarray(found, dtype=np.int64)
     count = len(images)  # type: ignore[arg-type] # a set with indices has a length
     return np.asarray([int(images[index][1]) for index in range(count)], dtype=np.int64)
+
+
+def check_classes(images: Dataset[Any]) -> None:
+    """Raise an ``InputError`` where a set lists its labels, and all are of one class."""
+    base: Any = images
+    while isinstance(base, Subset):
+        base = base.dataset
+    if not any(hasattr(base, name) for name in _LISTS):
+        return  # only reading everything would tell
+    labels = labels_of(images)
+    if len(np.unique(labels)) < 2:
+        raise InputError(
+            f"all {len(labels)} training samples are of one class, so there is nothing to tell apart; give samples of "
+            "two or more classes"
+        )
 
 
 def check_labels(labels: Tensor, outputs: int) -> None:

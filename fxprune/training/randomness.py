@@ -17,20 +17,21 @@ def derived_seed(*keys: int) -> int:
     return int(words[0]) << 31 | int(words[1]) >> 1
 
 
-def seed_all(seed: int) -> None:
-    """Seed the global generators of Python, numpy and torch on all devices."""
+def seed_all(seed: int, devices: bool = True) -> None:
+    """Seed the global generators of Python, numpy and torch, on the CPU or on all devices."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    if devices:
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators on the CPU for a while; they go on afterwards as if nothing had been."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
+    seed_all(seed, devices=False)
     try:
         yield
     finally:

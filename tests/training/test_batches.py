@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Subset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from fxprune.errors import InputError
@@ -100,11 +100,35 @@ def test_processes_take_the_steps_of_one_with_larger_batches(count: int, process
     assert len({tuple(len(f.indices) for s in steps for f in s) for steps in ranks}) == 1  # all ranks alike
 
 
-def test_no_two_fetches_share_a_seed() -> None:
-    loader = _loader()
-    ranks = [Batches(loader, 0, processes=2, rank=rank) for rank in range(2)]
-    seeds = [f.seed for batches in ranks for epoch in range(3) for step in batches.steps(epoch) for f in step]
-    assert len(set(seeds)) == len(seeds)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_samples_are_random_in_the_same_way_in_one_process_and_in_two(wrapped: bool) -> None:
+    data: Dataset[Any] = Subset(Noisy(30), range(22)) if wrapped else Noisy(22)
+    small, large = (DataLoader(data, batch_size=size, shuffle=True) for size in (4, 8))
+    ranks = [list(Batches(small, 0, processes=2, rank=rank).load(_flat(small, rank))) for rank in range(2)]
+    together = torch.cat([part for parts in zip(*ranks, strict=True) for part in parts])
+    assert torch.equal(together, _all(Batches(large, 0), 0))
+
+
+def _flat(loader: DataLoader[Any], rank: int) -> list[Fetch]:
+    return [fetch for step in Batches(loader, 0, processes=2, rank=rank).steps(0) for fetch in step]
+
+
+def test_a_sample_taken_twice_differs_and_so_does_another_epoch() -> None:
+    data = Noisy(1)
+    batches = Batches(DataLoader(data, batch_size=2, sampler=RandomSampler(data, True, num_samples=4)), 0)
+    values = torch.cat([_all(batches, 0), _all(batches, 1)])
+    assert len(values[:, 1].unique()) == len(values[:, 3].unique()) == 8
+
+
+class Whole(Noisy):
+    def __getitems__(self, indices: list[int]) -> list[torch.Tensor]:
+        return [torch.rand(2) + index for index in indices]
+
+
+def test_a_dataset_that_gives_whole_batches_is_asked_for_them() -> None:
+    batches = Batches(DataLoader(Whole(8), batch_size=4), 0)
+    assert _all(batches, 0).shape == (8, 2)
+    assert torch.equal(_all(batches, 0), _all(batches, 0))
 
 
 def test_incomplete_batches_are_dropped_where_the_loader_does() -> None:
