@@ -7,9 +7,9 @@ For each network these files are made, all by the same exporter, batch norms fol
 * ``dense``: the network as it is;
 * ``half latency``: fxprune asked for half the dense latency;
 * ``half MACs``: fxprune asked for half the multiply-accumulates (MACs), nothing else said;
-* ``half MACs, latency``: the same, with ``allocation="latency"``: what saves most time for the least importance goes;
 * ``peer`` and ``peer 16``: Torch-Pruning with its defaults, and with ``round_to=16``, at the uniform ratio that comes
   nearest to half the MACs;
+* ``MACs of peer 16``: fxprune asked for as many MACs as ``peer 16`` has, where rounding left that away from half;
 * ``as fast as peer 16``: fxprune asked for the latency that ``peer 16`` was measured at.
 
 Then all run in random order in one process, one thread, batch 1, until the time is out. Ratios are medians of paired
@@ -43,7 +43,7 @@ from torch import nn
 
 import fxprune
 from fxprune.deploy.files import atomic_write
-from fxprune.deploy.latency_budget import latency_table, plan_for_latency, served
+from fxprune.deploy.latency_budget import plan_for_latency, served
 from fxprune.deploy.machine import machine
 from fxprune.deploy.runtimes import get_runtime, random_feeds
 from fxprune.deploy.statistics import paired_ratio
@@ -211,15 +211,11 @@ class Work:
             lambda: self.add_plan("half MACs", fxprune.make_plan(self.traced, macs=0.5, groups=self.groups)),
         )
         first = measure(self.files, self.seconds / 2)
-        table = latency_table(self.traced, first["dense"]["ms"])
-        by_latency = "half MACs, latency"
-        self.attempt(
-            by_latency,
-            lambda: self.add_plan(
-                by_latency,
-                fxprune.make_plan(self.traced, macs=0.5, allocation="latency", times=table, groups=self.groups),
-            ),
-        )
+        rounded = self.arms["peer 16"].get("macs")
+        if rounded is not None:
+            equal = "MACs of peer 16"
+            plan = fxprune.make_plan(self.traced, macs=rounded, groups=self.groups)
+            self.attempt(equal, lambda: self.add_plan(equal, plan))
         self.attempt("half latency", lambda: self.add_latency("half latency", 0.5))
         if "peer 16" in first:
             self.attempt(
@@ -229,7 +225,7 @@ class Work:
         found = measure(self.files, self.seconds)
         for arm, values in found.items():
             self.arms.setdefault(arm, {}).update(values)
-        return {"arms": self.arms, "step": table.step, "machine": machine()}
+        return {"arms": self.arms, "machine": machine()}
 
 
 def work(name: str, seconds: float) -> None:
@@ -282,7 +278,7 @@ def markdown(records: dict[str, Any]) -> str:
         half = arms["half latency"]
         spent = f"{len(half['trials'])} | {half['search_s']:.0f} s" if "trials" in half else f"| {half.get('error')}"
         lines.append(f"| {name} | {_ratio(arms, 'half latency')} | {spent} | {_ratio(arms, CONTROL)} |")
-    columns = ("half MACs", "half MACs, latency", "peer", "peer 16")
+    columns = ("half MACs", "peer", "MACs of peer 16", "peer 16")
     lines += [
         "",
         f"| speed-up (MACs kept) | {' | '.join(columns)} |",

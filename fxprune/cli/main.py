@@ -64,8 +64,12 @@ def optimize(  # noqa: PLR0913 - every option of the main command is one
     macs: Annotated[float | None, typer.Option("--macs", help="Share of the multiply-accumulates to keep.")] = None,
     params: Annotated[float | None, typer.Option("--params", help="Share of the parameters to keep.")] = None,
     channels: Annotated[float | None, typer.Option("--channels", help="Share of the channels to keep.")] = None,
+    latency: Annotated[float | None, typer.Option("--latency", help="Share of the measured latency to keep.")] = None,
     importance: Annotated[str, typer.Option("--importance", help="l1, l2, bn_scale, fpgm, lamp, random.")] = "l2",
-    allocation: Annotated[str, typer.Option("--allocation", help="uniform, global or isomorphic.")] = "global",
+    allocation: Annotated[
+        str | None,
+        typer.Option("--allocation", help="uniform, global, isomorphic or latency (with --latency the default)."),
+    ] = None,
     round_to: Annotated[
         str, typer.Option("--round-to", help="auto, or a number that widths are multiples of.")
     ] = "auto",
@@ -74,7 +78,11 @@ def optimize(  # noqa: PLR0913 - every option of the main command is one
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads for the latency measurement.")] = 1,
     runtime: Annotated[str, typer.Option("--runtime", help="Runtime to measure on.")] = "onnxruntime-cpu",
-    latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Measure latency.")] = True,
+    compensate: Annotated[
+        str | None,
+        typer.Option("--compensate", help="constant: biases take what a removed channel gives for zero inputs."),
+    ] = None,
+    no_latency: Annotated[bool, typer.Option("--no-latency", help="Do not measure the latency of the result.")] = False,
     onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Export to ONNX.")] = True,
     seconds: Annotated[float, typer.Option("--seconds", help="Time for the latency measurement.")] = 10.0,
     seed: Seed = 0,
@@ -88,9 +96,9 @@ def optimize(  # noqa: PLR0913 - every option of the main command is one
     run(
         Options(
             model=model, out=out, inputs=tuple(input or ()), model_args=tuple(model_arg or ()), weights=weights,
-            macs=macs, params=params, channels=channels, importance=importance, allocation=allocation,
-            round_to=round_to, protect=tuple(protect or ()), threads=threads, runtime=runtime, latency=latency,
-            onnx=onnx, seconds=seconds, seed=seed,
+            macs=macs, params=params, channels=channels, latency=latency, importance=importance,
+            allocation=allocation, round_to=round_to, protect=tuple(protect or ()), threads=threads, runtime=runtime,
+            compensate=compensate, measure=not no_latency, onnx=onnx, seconds=seconds, seed=seed,
         )
     )  # fmt: skip
 
@@ -145,6 +153,28 @@ def export(
     from fxprune.cli.inspect import export_model
 
     export_model(model, out, list(input or ()), list(model_arg or ()), weights, opset, seed)
+
+
+@app.command()
+@guarded
+def probe(  # noqa: PLR0913 - options
+    *,
+    model: Model,
+    input: Inputs = None,
+    model_arg: ModelArgs = None,
+    runtime: Annotated[str, typer.Option("--runtime", help="Runtime to time the layers on.")] = "onnxruntime-cpu",
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads within an operator.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Batch size that is served.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Time the layers of a model at several widths; what is found is kept for budgets of latency."""
+    from fxprune.cli.probe import show_probes
+
+    show_probes(
+        model, list(input or ()), list(model_arg or ()), runtime=runtime, threads=threads, batch=batch,
+        as_json=as_json, seed=seed,
+    )  # fmt: skip
 
 
 @app.command()

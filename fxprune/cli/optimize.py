@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import fxprune
-from fxprune.cli.console import Stages
+from fxprune.cli.console import Stages, err, say
 from fxprune.cli.loading import capture, load_model, parse_fraction
 from fxprune.cli.output import staging
 from fxprune.cli.summary import PARITY_TOLERANCE, show
 from fxprune.errors import EnvironmentProblem, InputError, VerifyError
-
-RUNTIMES = ("onnxruntime-cpu",)
 
 
 @dataclass(frozen=True)
@@ -31,13 +29,15 @@ class Options:
     macs: float | None = None
     params: float | None = None
     channels: float | None = None
+    latency: float | None = None
     importance: str = "l2"
-    allocation: str = "global"
+    allocation: str | None = None
     round_to: str = "auto"
     protect: tuple[str, ...] = ()
     threads: int = 1
     runtime: str = "onnxruntime-cpu"
-    latency: bool = True
+    compensate: str | None = None
+    measure: bool = True
     onnx: bool = True
     seconds: float = 10.0
     seed: int = 0
@@ -50,10 +50,13 @@ def run(options: Options) -> None:
         FxPruneError: With the exit code of the design: input, budget, check or environment.
     """
     budget = _budget(options)
-    if options.runtime not in RUNTIMES:
-        raise EnvironmentProblem(
-            f"--runtime {options.runtime} is not available; this version measures on {', '.join(RUNTIMES)}"
+    if options.compensate not in (None, "constant"):
+        raise InputError(
+            f"--compensate {options.compensate} is not known here; use constant. The mean over calibration data is for "
+            "Python: make_plan(..., compensate='mean') and PruneChannels(plan, calibration=batches)"
         )
+    if options.measure or options.latency is not None:
+        _require(options.runtime)
     stages = Stages()
     with staging(options.out) as folder:
         report = _optimize(options, budget, stages, folder)
@@ -62,12 +65,20 @@ def run(options: Options) -> None:
         raise VerifyError(f"a check did not pass; see {options.out / 'report.html'}")
 
 
+def _require(name: str) -> None:
+    from fxprune.deploy.runtimes import get_runtime
+
+    missing = get_runtime(name).available()
+    if missing:
+        raise EnvironmentProblem(f"--runtime {name}: {missing}")
+
+
 def _budget(options: Options) -> dict[str, Any]:
-    given = {name: getattr(options, name) for name in ("macs", "params", "channels")}
+    given = {name: getattr(options, name) for name in ("macs", "params", "channels", "latency")}
     found = {name: value for name, value in given.items() if parse_fraction(name, value) is not None}
     if len(found) != 1:
         raise InputError(
-            "give exactly one budget: --macs, --params or --channels, each the share to keep, as in --macs 0.5"
+            "give exactly one budget: --macs, --params, --channels or --latency, each the share to keep: --macs 0.5"
         )
     return found
 
@@ -76,7 +87,7 @@ def _optimize(options: Options, budget: dict[str, Any], stages: Stages, folder: 
     from fxprune.channels import find_groups
     from fxprune.passes import FuseBatchNorm, RemoveIdentity
     from fxprune.pipeline import Pipeline
-    from fxprune.planning import count, make_plan
+    from fxprune.planning import count
     from fxprune.surgery import cut, verify_cut
 
     with stages.step("load", f"load {options.model}"):
@@ -87,14 +98,13 @@ def _optimize(options: Options, budget: dict[str, Any], stages: Stages, folder: 
         groups = find_groups(dense)
         listed = groups.groups
     with stages.step("plan", "plan under the budget"):
-        plan = make_plan(
-            dense, **budget, importance=options.importance, allocation=options.allocation,
-            round_to=_round_to(options.round_to), protect=options.protect, seed=options.seed, groups=groups,
-        )  # fmt: skip
+        plan, trials = _plan(options, budget, dense, groups)
     with stages.step("surgery", "remove channels"):
         pruned = cut(dense, plan, groups)
     with stages.step("verify", "compare with the masked reference in float64"):
-        check = verify_cut(dense, pruned, plan, groups)
+        # biases that took up a constant are compared before they are rounded
+        exact = cut(dense, plan, groups, exact=True) if options.compensate else pruned
+        check = verify_cut(dense, exact, plan, groups)
     widths = _widths(dense, pruned)
     with stages.step("passes", "fold batch norms"):
         result = Pipeline([RemoveIdentity(), FuseBatchNorm()])(pruned)
@@ -120,6 +130,7 @@ def _optimize(options: Options, budget: dict[str, Any], stages: Stages, folder: 
             "allocation": plan.allocation,
             "round_to": plan.round_to,
             "budget": budget,
+            "trials": trials,
         },
         "seconds": {**dict.fromkeys(("export", "latency"), 0.0), **stages.seconds},
     }
@@ -128,11 +139,34 @@ def _optimize(options: Options, budget: dict[str, Any], stages: Stages, folder: 
     return report
 
 
+def _plan(options: Options, budget: dict[str, Any], dense: Any, groups: Any) -> tuple[Any, list[list[float]]]:
+    """Return the plan, and for a budget of latency the (share asked for, ratio measured) of every plan tried."""
+    from fxprune.deploy.latency_budget import plan_for_latency
+    from fxprune.planning import make_plan
+
+    how = {
+        "importance": options.importance,
+        "allocation": options.allocation,
+        "round_to": _round_to(options.round_to),
+        "protect": options.protect,
+        "compensate": options.compensate,
+        "seed": options.seed,
+    }
+    if options.latency is None:
+        return make_plan(dense, **budget, **how, groups=groups), []
+    found = plan_for_latency(
+        dense, options.latency, runtime=options.runtime, threads=options.threads, seconds=options.seconds,
+        groups=groups, progress=lambda line: say(f"          {line}", err), **how,
+    )  # fmt: skip
+    return found.plan, [list(trial) for trial in found.trials]
+
+
 def _deploy(options: Options, dense: Any, final: Any, report: dict[str, Any], stages: Stages, folder: Path) -> None:
     """Export, compare and measure what was asked for, and put the figures into the report."""
     if not options.onnx:
         return
     from fxprune.deploy.latency import measure_latency
+    from fxprune.deploy.latency_budget import served
     from fxprune.deploy.onnx import export_onnx
     from fxprune.deploy.parity import check_parity
 
@@ -150,12 +184,14 @@ def _deploy(options: Options, dense: Any, final: Any, report: dict[str, Any], st
     }
     report["ok"] = report["ok"] and passed
     report["seconds"] |= stages.seconds
-    if not options.latency:
+    if not options.measure:
         return
     with tempfile.TemporaryDirectory() as scratch, stages.step("latency", "measure latency beside the dense model"):
         baseline = Path(scratch) / "dense.onnx"
-        export_onnx(dense, baseline)
-        found = measure_latency(path, baseline, threads=options.threads, seconds=options.seconds, seed=options.seed)
+        export_onnx(served(dense), baseline)
+        found = measure_latency(
+            path, baseline, runtime=options.runtime, threads=options.threads, seconds=options.seconds, seed=options.seed
+        )
     report["latency"] = {**found.to_dict(samples=False), "control_holds": found.control_holds}
     report["seconds"] |= stages.seconds
 

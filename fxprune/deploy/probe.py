@@ -289,6 +289,10 @@ class Probes:
         """Return the curve of one layer."""
         return fit_layer(shape, self.seconds, self.step)
 
+    def half_of(self, shape: LayerShape) -> LayerShape:
+        """Return the narrowest of the widths at which a layer was timed: half of each, in whole steps."""
+        return widths_to_probe(shape, self.step)[-1]
+
 
 def probe(
     shapes: Iterable[LayerShape],
@@ -308,7 +312,7 @@ def probe(
         measure: What times the layers.
     """
     wanted = list(dict.fromkeys(shapes))
-    path = (cache or default_cache()) / f"{machine()['fingerprint']}-{runtime}-{threads}.json"
+    path = cache_file(runtime, threads, cache)
     known, step = _read(path)
     fresh = 0
     dense = [shape for shape in wanted if shape.kind == "conv" and not shape.depthwise] or wanted
@@ -332,6 +336,11 @@ def default_cache() -> Path:
     given = os.environ.get("FXPRUNE_CACHE")
     base = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fxprune"
     return base / "probes"
+
+
+def cache_file(runtime: str, threads: int, cache: Path | None = None) -> Path:
+    """Return the file in which timings of this machine, runtime and number of threads are kept."""
+    return (cache or default_cache()) / f"{machine()['fingerprint']}-{runtime}-{threads}.json"
 
 
 def _read(path: Path) -> tuple[dict[LayerShape, float], int | None]:

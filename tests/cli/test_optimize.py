@@ -36,6 +36,36 @@ def test_optimize_writes_a_checked_model(call: Call, model_file: Path, tmp_path:
     assert "All checks passed" in (out / "report.html").read_text()
 
 
+def test_a_budget_of_measured_latency(call: Call, tmp_path: Path) -> None:
+    source = tmp_path / "net.py"
+    source.write_text(
+        "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), "
+        "nn.Conv2d(64, 128, 3), nn.ReLU(), nn.Conv2d(128, 64, 3), nn.Flatten(), nn.Linear(64 * 18 * 18, 10))\n"
+    )
+    out = tmp_path / "out"
+    words = ["--input", "1x3x24x24", "--latency", 0.6, "--seconds", 1.5, "--out", out]
+    code, text = call("optimize", f"{source}:build", *words)
+    assert code == 0, text
+    assert "asked for" in text
+    report = json.loads((out / "report.json").read_text())
+    assert report["plan"]["budget"] == {"latency": 0.6}
+    assert report["plan"]["allocation"] == "latency"
+    assert report["plan"]["trials"]
+    assert report["latency"]["ratio"] < 0.8  # the budget is held by the trials; this is one more measurement
+    assert any("Measured latency" in note for note in report["notes"])
+
+
+def test_compensation(call: Call, model_file: Path, tmp_path: Path) -> None:
+    words = ["--macs", 0.5, "--compensate", "constant", "--no-latency", "--out", tmp_path / "out"]
+    code, text = call("optimize", f"{model_file}:build", *INPUT, *words)
+    assert code == 0, text
+    assert json.loads((tmp_path / "out" / "plan.json").read_text())["compensate"] == "constant"
+    words = ["--macs", 0.5, "--compensate", "mean", "--out", tmp_path / "other"]
+    code, text = call("optimize", f"{model_file}:build", *INPUT, *words)
+    assert code == 2
+    assert "calibration" in text
+
+
 @pytest.mark.parametrize("budget", [0, 1.5, math.nan, -1])
 def test_a_budget_outside_its_range_is_refused(call: Call, model_file: Path, tmp_path: Path, budget: float) -> None:
     code, text = call("optimize", f"{model_file}:build", *INPUT, f"--macs={budget}", "--out", tmp_path / "out")
