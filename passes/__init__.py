@@ -9,6 +9,7 @@ if __name__ != "fxprune.passes":
         "two copies of every pass"
     )
 
+from fxprune.passes.calibrate_batchnorm import CalibrateBatchNorm
 from fxprune.passes.fuse_batchnorm import FuseBatchNorm
 from fxprune.passes.over_parameterize import OverParameterize
 from fxprune.passes.prune_channels import PruneChannels
@@ -17,7 +18,16 @@ from fxprune.passes.reparameterize import Reparameterize
 from fxprune.pipeline import Pass
 
 PASSES: dict[str, type[Pass]] = {
-    cls.name: cls for cls in (FuseBatchNorm, OverParameterize, PruneChannels, RemoveIdentity, Reparameterize)
+    cls.name: cls
+    for cls in (CalibrateBatchNorm, FuseBatchNorm, OverParameterize, PruneChannels, RemoveIdentity, Reparameterize)
 }
 
-__all__ = ["PASSES", "FuseBatchNorm", "OverParameterize", "PruneChannels", "RemoveIdentity", "Reparameterize"]
+__all__ = [
+    "PASSES",
+    "CalibrateBatchNorm",
+    "FuseBatchNorm",
+    "OverParameterize",
+    "PruneChannels",
+    "RemoveIdentity",
+    "Reparameterize",
+]
