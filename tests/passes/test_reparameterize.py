@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fxprune.capture import Traced, trace
-from fxprune.passes import FuseBatchNorm, OverParameterize, Reparameterize
+from fxprune.passes import FuseBatchNorm, OverParameterize, PruneChannels, Reparameterize
 from fxprune.pipeline import Pipeline
+from fxprune.planning import make_plan
 from fxprune.testing import check_pass
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -158,6 +159,21 @@ def test_what_was_expanded_has_its_keys_again() -> None:
     again = Reparameterize(only_blocks=True)(result.traced)
     assert not again.report[0].changes
     assert not again.report[0].skips
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_what_was_pruned_expanded_and_trained_is_the_pruned_network_again(dtype: torch.dtype, tolerance: float) -> None:
+    traced = trace(awake(Residual()).to(dtype), IMAGE.to(dtype))
+    pruned = Pipeline([PruneChannels(make_plan(traced, macs=0.6, round_to=1))])(traced).traced
+    wide = Pipeline([OverParameterize(rate=2)])(pruned).traced
+    wide.module.train()
+    after_training(wide.module, IMAGE.to(dtype))
+    wide.module.eval()
+    narrow = Pipeline([Reparameterize(only_blocks=True)])(wide).traced
+    assert list(state(narrow.module).items()) == list(state(pruned.module).items())
+    (found,), (expected,) = narrow.run((IMAGE.to(dtype),)), wide.run((IMAGE.to(dtype),))
+    assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
+    assert float((found - pruned.run((IMAGE.to(dtype),))[0]).abs().max()) > 0, "it was trained"
 
 
 def test_a_block_that_something_came_into_stays_a_chain() -> None:
