@@ -144,7 +144,7 @@ def _plan(options: Options, budget: dict[str, Any], dense: Any, groups: Any) -> 
     from fxprune.deploy.latency_budget import plan_for_latency
     from fxprune.planning import make_plan
 
-    how = {
+    how: dict[str, Any] = {
         "importance": options.importance,
         "allocation": options.allocation,
         "round_to": _round_to(options.round_to),
@@ -166,7 +166,7 @@ def _deploy(options: Options, dense: Any, final: Any, report: dict[str, Any], st
     if not options.onnx:
         return
     from fxprune.deploy.latency import measure_latency
-    from fxprune.deploy.latency_budget import served
+    from fxprune.deploy.latency_budget import served, takes_files
     from fxprune.deploy.onnx import export_onnx
     from fxprune.deploy.parity import check_parity
 
@@ -187,10 +187,17 @@ def _deploy(options: Options, dense: Any, final: Any, report: dict[str, Any], st
     if not options.measure:
         return
     with tempfile.TemporaryDirectory() as scratch, stages.step("latency", "measure latency beside the dense model"):
-        baseline = Path(scratch) / "dense.onnx"
-        export_onnx(served(dense), baseline)
+        candidate: Any = final
+        baseline: Any = served(dense)
+        if takes_files(options.runtime):
+            candidate, baseline = path, export_onnx(baseline, Path(scratch) / "dense.onnx").path
         found = measure_latency(
-            path, baseline, runtime=options.runtime, threads=options.threads, seconds=options.seconds, seed=options.seed
+            candidate,
+            baseline,
+            runtime=options.runtime,
+            threads=options.threads,
+            seconds=options.seconds,
+            seed=options.seed,
         )
     report["latency"] = {**found.to_dict(samples=False), "control_holds": found.control_holds}
     report["seconds"] |= stages.seconds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -12,19 +11,19 @@ from typing import Any
 from fxprune import planning
 from fxprune.capture import Traced
 from fxprune.channels import Groups, find_groups
-from fxprune.deploy.latency import Latency, measure_latency
+from fxprune.deploy.interleave import Settings
+from fxprune.deploy.latency import Latency, compare_latency
 from fxprune.deploy.onnx import export_onnx
 from fxprune.deploy.probe import layer_shapes, probe
-from fxprune.errors import BudgetError, InputError
+from fxprune.deploy.runtimes import DEFAULT_RUNTIME, Model, get_runtime
+from fxprune.deploy.runtimes.torch_runtime import TorchRuntime
+from fxprune.errors import BudgetError, EnvironmentProblem, InputError
 from fxprune.passes import FuseBatchNorm, RemoveIdentity
 from fxprune.pipeline import Pipeline
 from fxprune.planning import Plan
 from fxprune.planning.cost import products
 from fxprune.planning.latency_table import LatencyTable, elements, written
 from fxprune.surgery import cut
-
-RUNTIMES = ("onnxruntime-cpu",)
-"""Runtimes that layers can be probed on."""
 
 _AIM = 0.98
 """Where in the budget to aim: far enough below it for an interval to lie within, near enough to give nothing away."""
@@ -89,7 +88,7 @@ def plan_for_latency(  # noqa: PLR0913 - options of one search, all by keyword
     traced: Traced,
     target: float,
     *,
-    runtime: str = "onnxruntime-cpu",
+    runtime: str = DEFAULT_RUNTIME,
     threads: int = 1,
     batch: int = 1,
     seconds: float = 10.0,
@@ -107,7 +106,7 @@ def plan_for_latency(  # noqa: PLR0913 - options of one search, all by keyword
     Args:
         traced: The captured model.
         target: Share of the dense latency to keep, in (0, 1).
-        runtime: One of ``RUNTIMES``.
+        runtime: One of :data:`fxprune.deploy.runtimes.RUNTIMES`.
         threads: Threads within an operator.
         batch: Batch size that is served.
         seconds: Time for each measurement at most.
@@ -117,19 +116,20 @@ def plan_for_latency(  # noqa: PLR0913 - options of one search, all by keyword
         options: As :func:`fxprune.planning.make_plan` takes them, without a budget.
 
     Raises:
-        InputError: An option is out of range, or the runtime cannot be probed.
+        InputError: An option is out of range, or there is no such runtime.
+        EnvironmentProblem: The runtime cannot be used here.
         BudgetError: No plan that was tried meets the target; the message has the best that was measured.
     """
-    if runtime not in RUNTIMES:
-        raise InputError(f"layers cannot be timed on {runtime!r}; latency budgets work on {', '.join(RUNTIMES)}")
+    missing = get_runtime(runtime).available()
+    if missing:
+        raise EnvironmentProblem(f"{runtime}: {missing}")
     if isinstance(target, bool) or not 0 < target < 1:
         raise InputError(f"latency={target!r} is outside (0, 1): it is the share of the dense latency to keep")
     say = progress or (lambda _: None)
     groups = find_groups(traced) if groups is None else groups
     with tempfile.TemporaryDirectory(prefix="fxprune-latency-") as folder:
-        dense = Path(folder) / "dense.onnx"
-        export_onnx(served(traced), dense)
-        measure = _Measure(dense, Path(folder) / "pruned.onnx", threads, batch, seconds)
+        settings = Settings(runtime, threads, batch, seconds)
+        measure = _Measure(traced, Path(folder), settings)
         table = latency_table(traced, measure.alone(), runtime=runtime, threads=threads, batch=batch, cache=cache)
         say(f"probed {len(table.layers)} layers on {runtime}, widths in steps of {table.step}")
         return _search(traced, groups, table, measure, _Search(target), say, options)
@@ -186,37 +186,40 @@ def served(traced: Traced) -> Traced:
     return Pipeline([RemoveIdentity(), FuseBatchNorm()], verify=False)(traced).traced
 
 
-@dataclass(frozen=True)
-class _Measure:
-    """Exports a model and measures it against the dense file."""
+def takes_files(runtime: str) -> bool:
+    """Whether a runtime loads ONNX files; those that do not take captured models."""
+    return not isinstance(get_runtime(runtime), TorchRuntime)
 
-    dense: Path
-    file: Path
-    threads: int
-    batch: int
-    seconds: float
+
+class _Measure:
+    """Measures a model as it is served against the dense one: as files, or captured for the runtimes that take that."""
+
+    def __init__(self, dense: Traced, folder: Path, settings: Settings) -> None:
+        self._folder, self._settings = folder, settings
+        self._dense = self._prepared(dense, "dense")
 
     def __call__(self, model: Traced) -> Latency:
-        with contextlib.suppress(FileNotFoundError):
-            self.file.unlink()
-        export_onnx(model, self.file)
-        return self._against(self.file, self.seconds)
+        return compare_latency(self._prepared(model, "pruned"), self._dense, self._settings, precision=_PRECISION)
 
     def alone(self) -> float:
         """Return the milliseconds of the dense model."""
-        return self._against(self.dense, min(self.seconds, 3.0)).dense_ms
+        short = replace(self._settings, seconds=min(self._settings.seconds, 3.0))
+        return compare_latency(self._dense, self._dense, short, precision=_PRECISION).dense_ms
 
-    def _against(self, file: Path, seconds: float) -> Latency:
-        return measure_latency(
-            file, self.dense, threads=self.threads, batch=self.batch, seconds=seconds, precision=_PRECISION
-        )
+    def _prepared(self, model: Traced, name: str) -> Model:
+        if not takes_files(self._settings.runtime):
+            return served(model)
+        path = self._folder / f"{name}.onnx"
+        path.unlink(missing_ok=True)
+        export_onnx(served(model), path)
+        return path
 
 
 def latency_table(
     traced: Traced,
     dense_ms: float,
     *,
-    runtime: str = "onnxruntime-cpu",
+    runtime: str = DEFAULT_RUNTIME,
     threads: int = 1,
     batch: int = 1,
     cache: Path | None = None,

@@ -21,14 +21,18 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from scipy.optimize import nnls
 from torch import nn
 
-from fxprune.capture import Traced
+from fxprune.capture import Traced, trace
 from fxprune.deploy.files import atomic_write
 from fxprune.deploy.machine import machine
+from fxprune.deploy.runtimes import DEFAULT_RUNTIME, Runtime, get_runtime, random_feeds
+from fxprune.deploy.runtimes.torch_runtime import TorchRuntime
+from fxprune.errors import EnvironmentProblem
 from fxprune.planning.cost import Product, products
 from fxprune.planning.latency_table import Layer
 
@@ -36,6 +40,9 @@ STEPS = (1, 2, 4, 8, 16, 32, 64)
 _ROUNDS = 12
 _QUANTILE = 0.25  # other work only ever adds time, so what is low is nearer to the truth than the middle
 _OPSET = 18
+_AT_ONCE = 64
+_PRODUCTS = {"Conv", "MatMul", "FusedConv", "Gemm", "FusedMatMul", "NhwcConv", "NhwcFusedConv"}
+_PRODUCTS |= {"Convolution", "GroupConvolution", "FullyConnected"}  # in OpenVINO
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,15 @@ class LayerShape:
             inputs=self.inputs // self.groups * groups,
             groups=groups,
         )
+
+    def layer(self) -> tuple[nn.Module, tuple[int, ...]]:
+        """Return the layer in torch, without a bias, and the sizes of its input."""
+        if self.kind == "linear":
+            return nn.Linear(self.inputs, self.outputs, bias=False).eval(), (*self.rows, self.inputs)
+        kinds: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+        options = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+        layer = kinds[len(self.kernel)](self.inputs, self.outputs, self.kernel, **options, bias=False)
+        return layer.eval(), (self.rows[0], self.inputs, *self.rows[1:])
 
     def model(self) -> onnx.ModelProto:
         """Return an ONNX file that holds just this layer."""
@@ -152,61 +168,73 @@ def layer_shapes(traced: Traced, batch: int) -> dict[str, LayerShape]:
 # ---------------------------------------------------------------- timing
 
 
-def kernel_seconds(shapes: Iterable[LayerShape], *, threads: int = 1) -> dict[LayerShape, float]:
-    """Return how long onnxruntime's CPU kernel takes for each layer, in seconds; the order is shuffled each round.
+def kernel_seconds(
+    shapes: Iterable[LayerShape], *, runtime: str = DEFAULT_RUNTIME, threads: int = 1
+) -> dict[LayerShape, float]:
+    """Return how long a runtime's kernel takes for each layer, in seconds; the order is shuffled each round.
 
-    The time is that of the node in the runtime's own profile: what is spent on handing over and on reordering the
-    layer's input, which in a model its neighbours share, is left out.
+    Where the runtime has a profiler the time is that of the node in its profile: what is spent on handing over and on
+    reordering the layer's input, which in a model its neighbours share, is left out. torch has none that is free of
+    cost, and is timed by the call.
     """
-    wanted = list(dict.fromkeys(shapes))
-    if not wanted:
-        return {}
+    wanted, runners = list(dict.fromkeys(shapes)), dict[LayerShape, _Profiled | _Called]()
+    found, chosen = dict[LayerShape, float](), get_runtime(runtime)
+    kind = _Called if isinstance(chosen, TorchRuntime) else _Profiled
     with tempfile.TemporaryDirectory(prefix="fxprune-probe-") as folder:
-        runners = {shape: _Profiled(shape, Path(folder) / str(i), threads) for i, shape in enumerate(wanted)}
-        shuffle, order = random.Random(0).shuffle, list(wanted)
-        for _ in range(_ROUNDS):
-            shuffle(order)
-            for shape in order:
-                runners[shape].run()
-        return {shape: runner.seconds() for shape, runner in runners.items()}
+        for number in range(0, len(wanted), _AT_ONCE):
+            order = wanted[number : number + _AT_ONCE]
+            runners = {shape: kind(shape, Path(folder), chosen, threads) for shape in order}
+            shuffle = random.Random(0).shuffle
+            for _ in range(_ROUNDS):
+                shuffle(order)
+                for shape in order:
+                    runners[shape].run()
+            found |= {shape: runner.seconds() for shape, runner in runners.items()}
+    return found
 
 
 class _Profiled:
     """A session of one layer that keeps a profile."""
 
-    def __init__(self, shape: LayerShape, prefix: Path, threads: int) -> None:
-        path = prefix.with_suffix(".onnx")
+    def __init__(self, shape: LayerShape, folder: Path, runtime: Runtime, threads: int) -> None:
+        path = folder / "layer.onnx"
         onnx.save(shape.model(), path)
-        self._session = _profiled_session(path, threads)
-        (spec,) = self._session.get_inputs()
-        self._feeds = {"x": np.random.default_rng(1).standard_normal(spec.shape).astype(np.float32)}
-        self._session.run(None, self._feeds)
+        self._session = runtime.load(path, threads, profile=True)
+        self._feeds = random_feeds(self._session.inputs)
+        self.run()
 
     def run(self) -> None:
-        self._session.run(None, self._feeds)
+        self._session.run(self._feeds)
 
     def seconds(self) -> float:
-        events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
-        names = {"Conv", "MatMul", "FusedConv", "Gemm", "FusedMatMul"}
-        times = [
-            event["dur"]
-            for event in events
-            if event.get("cat") == "Node"
-            and event["name"].endswith("_kernel_time")
-            and event["args"].get("op_name") in names
-        ]
-        return float(np.quantile(times[1:], _QUANTILE)) / 1e6
+        times = [event.microseconds for event in self._session.profile() if event.op in _PRODUCTS]
+        self._session.close()
+        if not times:
+            raise EnvironmentProblem(
+                "the runtime's profile has neither convolution nor product: no layer can be timed"
+            )
+        return float(np.quantile(times[1:] or times, _QUANTILE)) / 1e6
 
 
-def _profiled_session(path: Path, threads: int) -> Any:
-    import onnxruntime
+class _Called:
+    """A layer in torch, timed by the call; the fastest quarter has the least of other work in it."""
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.enable_profiling, options.profile_file_prefix = True, str(path.with_suffix(""))
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    def __init__(self, shape: LayerShape, folder: Path, runtime: Runtime, threads: int) -> None:
+        layer, sizes = shape.layer()
+        self._session = runtime.load(trace(layer, torch.zeros(sizes), dynamic_batch=False), threads)
+        self._call = self._session.prepare(random_feeds(self._session.inputs))
+        self._clock = time.process_time if runtime.clock(threads) == "cpu" else time.perf_counter
+        self._times: list[float] = []
+        self._call()
+
+    def run(self) -> None:
+        start = self._clock()
+        self._call()
+        self._times.append(self._clock() - start)
+
+    def seconds(self) -> float:
+        self._session.close()
+        return float(np.quantile(self._times, _QUANTILE))
 
 
 # ---------------------------------------------------------------- the curve of a layer
@@ -297,7 +325,7 @@ class Probes:
 def probe(
     shapes: Iterable[LayerShape],
     *,
-    runtime: str = "onnxruntime-cpu",
+    runtime: str = DEFAULT_RUNTIME,
     threads: int = 1,
     cache: Path | None = None,
     measure: Callable[..., dict[LayerShape, float]] = kernel_seconds,
@@ -318,13 +346,13 @@ def probe(
     dense = [shape for shape in wanted if shape.kind == "conv" and not shape.depthwise] or wanted
     if step is None and dense:
         stairs = staircase(max(dense, key=lambda s: s.outputs * s.inputs))
-        times = measure(stairs, threads=threads)
+        times = measure(stairs, runtime=runtime, threads=threads)
         step = find_step(np.array([s.outputs for s in stairs]), np.array([times[s] for s in stairs]))
         fresh += len(stairs)
     step = step or 1
     missing = [p for shape in wanted for p in widths_to_probe(shape, step) if p not in known]
     if missing:
-        known |= measure(missing, threads=threads)
+        known |= measure(missing, runtime=runtime, threads=threads)
         fresh += len(dict.fromkeys(missing))
     if fresh:
         _write(path, known, step)

@@ -78,10 +78,8 @@ def test_the_file_of_a_layer_is_that_layer(shape: LayerShape, tmp_path: Path) ->
     session = cpu_session(path)
     sizes = (1, shape.inputs, *shape.rows[1:]) if shape.kind == "conv" else (*shape.rows, shape.inputs)
     (got,) = session.run(None, {"x": np.ones(sizes, np.float32)})
-    if shape.kind == "linear":
-        layer: nn.Module = nn.Linear(shape.inputs, shape.outputs)
-    else:
-        layer = nn.Conv2d(shape.inputs, shape.outputs, shape.kernel, shape.stride, shape.padding, groups=shape.groups)
+    layer, torch_sizes = shape.layer()
+    assert torch_sizes == sizes
     assert got.shape == layer(torch.ones(sizes)).shape
 
 
@@ -105,10 +103,11 @@ def test_which_widths_are_timed(shape: LayerShape, step: int, widths: set[tuple[
     assert {(probe.outputs, probe.inputs) for probe in widths_to_probe(shape, step)} == widths
 
 
-def test_times_are_the_kernels_own_and_grow_with_the_work() -> None:
+@pytest.mark.parametrize("runtime", ["onnxruntime-cpu", "torch-cpu"])
+def test_times_are_the_kernels_own_and_grow_with_the_work(runtime: str) -> None:
     large = LayerShape("conv", 128, 128, 1, (3, 3), (1, 1), (1, 1), (1, 1), (1, 28, 28))
     small = large.resized(32, 32)
-    times = kernel_seconds([small, large, LINEAR])
+    times = kernel_seconds([small, large, LINEAR], runtime=runtime)
     assert set(times) == {small, large, LINEAR}
     assert min(times.values()) > 0
     assert times[large] > 4 * times[small]  # sixteen times the work
@@ -166,7 +165,7 @@ class Counted:
     def __init__(self) -> None:
         self.asked: list[LayerShape] = []
 
-    def __call__(self, shapes: list[LayerShape], threads: int = 1) -> dict[LayerShape, float]:
+    def __call__(self, shapes: list[LayerShape], runtime: str, threads: int) -> dict[LayerShape, float]:
         self.asked += shapes
         return {shape: -(-shape.outputs // 8) * 8e-6 * shape.inputs for shape in shapes}
 
