@@ -39,11 +39,22 @@ def make_accelerator(precision: str | None, cpu: bool) -> Any:
     if accelerator.distributed_type not in known:
         raise InputError(
             f"accelerate was launched for {accelerator.distributed_type.value}; fxprune trains with a whole model in "
-            "each process: launch with --multi_gpu, or --cpu --num_processes"
+            "each process: launch with --multi_gpu"
         )
+    _check_launch(accelerator.num_processes)
     if accelerator.device.type == "cpu" and chosen == "fp16":
         raise InputError("precision fp16 needs a GPU; on the CPU give bf16 or no")
     return accelerator
+
+
+def _check_launch(processes: int) -> None:
+    """Refuse to train in one process where several were asked for; on the CPU accelerate starts one without a word."""
+    asked = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_PORT" in os.environ
+    if asked and processes == 1 and "WORLD_SIZE" not in os.environ:
+        raise InputError(
+            "accelerate launch --cpu starts a single process, whatever --num_processes says; for several on the CPU "
+            "launch with --multi_gpu instead, and give fxprune --cpu (cpu=True), which keeps it off the GPU"
+        )
 
 
 def gather(accelerator: Any, value: Any) -> list[Any]:

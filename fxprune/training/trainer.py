@@ -262,12 +262,12 @@ class Training:
     def _describe(self) -> dict[str, Any]:
         """Return what must be the same for a training to go on."""
         return {
+            "processes": self.accelerator.num_processes,
             "model": {name: [str(value.dtype), *value.shape] for name, value in self.module.state_dict().items()},
             "recipe": self.recipe.describe(),
             "training data": {"order": self.batches.checksum(0), "steps per epoch": self.epoch_steps},
             "validation data": None if self.validation is None else self.validation.checksum(0),
             "objectives": [type(objective).__name__ for objective in self.objectives],
-            "processes": self.accelerator.num_processes,
         }
 
     def _save(self) -> None:

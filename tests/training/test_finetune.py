@@ -414,6 +414,13 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         finetune(Convnet(), _data(), recipe=QUICK)
 
 
+def test_a_launch_that_starts_one_process_of_several_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(InputError, match="starts a single process"):
+        finetune(Convnet(), _data(), recipe=QUICK)
+
+
 def test_nothing_to_train() -> None:
     model = Convnet().requires_grad_(False)
     with pytest.raises(InputError, match="no parameters that can be trained"):

@@ -1,0 +1,68 @@
+"""A training as a program of its own: ``python programs.py FOLDER JSON``, to be killed or started several times."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from fxprune.training import Objective, Recipe, finetune
+
+
+class Net(nn.Module):
+    """Convolution, batch norm and, if asked for, dropout."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+        )
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(8, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.body(x).mean((2, 3)))
+        return result
+
+
+class Jitter(TensorDataset):
+    """Images with random noise each time they are taken."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        image, label = super().__getitem__(index)
+        return image + 0.1 * torch.randn_like(image), label
+
+
+class Slow(Objective):
+    """Takes its time, so that a training can be killed in the middle."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def after_step(self) -> None:
+        time.sleep(self.seconds)
+
+
+def main() -> None:
+    folder, options = sys.argv[1], json.loads(sys.argv[2])
+    torch.set_num_threads(1)
+    torch.manual_seed(1)
+    model = Net(options.pop("dropout", 0.0))
+    labels = torch.arange(44) % 5
+    data = Jitter(labels[:, None, None, None] + torch.randn(44, 3, 8, 8), labels)
+    slow = options.pop("slow", 0.0)
+    loader = DataLoader(data, batch_size=options.pop("batch"), shuffle=True)
+    recipe = Recipe(**options)
+    finetune(model, loader, data, recipe, objectives=[lambda model: Slow(slow)], out=folder, cpu=True)
+
+
+if __name__ == "__main__":
+    main()

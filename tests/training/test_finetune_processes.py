@@ -1,0 +1,101 @@
+"""Trainings in processes of their own: killed without notice, and several at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fxprune.training.checkpoint import load_checkpoint
+from fxprune.training.trainer import CHECKPOINT, METRICS, WEIGHTS
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = Path(__file__).parent / "programs.py"
+SECONDS = 150  # until a process that hangs is ended
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and gloo over loopback are a matter of POSIX here")
+
+
+def _command(folder: Path, options: dict[str, Any], processes: int = 1) -> list[str]:
+    launch = []
+    if processes > 1:
+        launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+        launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        launch += ["--num_cpu_threads_per_process", "1", "--main_process_port", str(random.randint(20000, 60000))]
+    return [sys.executable, *launch, str(PROGRAM), str(folder), json.dumps(options)]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def _run(folder: Path, options: dict[str, Any], processes: int = 1) -> dict[str, torch.Tensor]:
+    command = _command(folder, options, processes)
+    done = subprocess.run(
+        command, env=_environment(), capture_output=True, text=True, timeout=SECONDS, check=False, cwd=folder.parent
+    )
+    assert done.returncode == 0, done.stderr
+    return load_file(folder / WEIGHTS)
+
+
+def _kill_after(folder: Path, options: dict[str, Any], seconds: float) -> int:
+    """Start a training, kill it some time after its first checkpoint, and return the step of the last checkpoint."""
+    with subprocess.Popen(_command(folder, options), env=_environment(), stderr=subprocess.DEVNULL) as process:
+        start = time.monotonic()
+        while not (folder / CHECKPOINT).exists() and process.poll() is None and time.monotonic() - start < SECONDS:
+            time.sleep(0.005)
+        time.sleep(seconds)
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "it ended by itself, before it was killed"
+    return int(load_checkpoint(folder / CHECKPOINT)["progress"]["step"])
+
+
+def test_killed_at_random_steps_it_ends_bit_for_bit_where_the_other_does(tmp_path: Path) -> None:
+    options = {"epochs": 4, "batch": 8, "lr": 0.05, "dropout": 0.2, "ema": 0.9, "save_every": 1}
+    whole = _run(tmp_path / "whole", options)
+    steps = []
+    for seconds in (random.uniform(0.0, 0.3), random.uniform(0.2, 0.5)):
+        steps.append(_kill_after(tmp_path / "cut", {**options, "slow": 0.05}, seconds))
+    assert 0 < steps[0] <= steps[1] < 24
+    cut = _run(tmp_path / "cut", options)
+    assert list(whole) == list(cut)
+    assert all(torch.equal(whole[name], cut[name]) for name in whole), steps
+    rows = [
+        [json.loads(line) for line in (tmp_path / name / METRICS).read_text().splitlines()] for name in ("whole", "cut")
+    ]
+    assert [row["train_loss"] for row in rows[0]] == [row["train_loss"] for row in rows[1]]
+
+
+@pytest.mark.parametrize("accumulate", [2, pytest.param(1, marks=pytest.mark.slow)])
+def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path, accumulate: int) -> None:
+    options = {"epochs": 2, "lr": 0.05, "accumulate": accumulate, "clip": 1.0, "precision": None}
+    one = _run(tmp_path / "one", {**options, "batch": 16})
+    two = _run(tmp_path / "two", {**options, "batch": 8}, processes=2)
+    assert list(one) == list(two)
+    for name, value in one.items():
+        torch.testing.assert_close(
+            two[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    rows = [
+        [json.loads(line) for line in (tmp_path / name / METRICS).read_text().splitlines()] for name in ("one", "two")
+    ]
+    for ours, theirs in zip(*rows, strict=True):
+        assert ours["step"] == theirs["step"]
+        assert ours["validation_loss"] == pytest.approx(theirs["validation_loss"], rel=1e-3)
+        assert ours["train_accuracy"] == pytest.approx(theirs["train_accuracy"], abs=0.03)
+    command = _command(tmp_path / "two", {**options, "batch": 8})
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode != 0
+    assert "processes was 2 and is 1" in done.stderr
