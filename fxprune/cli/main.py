@@ -17,6 +17,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help fits 80 columns, and errors are lines, not boxes
     pretty_exceptions_enable=False,
 )
+baselines = typer.Typer(help="What candidates are held against.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(baselines, name="baseline")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="package.module:callable or path/file.py:callable")]
 Inputs = Annotated[
@@ -30,6 +32,18 @@ Weights = Annotated[Path | None, typer.Option("--weights", help="safetensors fil
 Seed = Annotated[
     int, typer.Option("--seed", help="Seed of weights that are not loaded, of inputs and of random scores.")
 ]
+
+Runtime = Annotated[str | None, typer.Option("--runtime", help="Runtime to measure on; `fxprune doctor` lists them.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads within an operator; 1 if left out.")]
+Batch = Annotated[int | None, typer.Option("--batch", min=1, help="Batch size where it is dynamic; 1 if left out.")]
+Sizes = Annotated[
+    list[str] | None, typer.Option("--size", help="Size of another dynamic dimension: name=N. Repeat for more.")
+]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="TOML file; fxprune.toml or pyproject.toml here if left out.")
+]
+Golden = Annotated[Path | None, typer.Option("--golden", help="npz file of inputs by name; random ones if left out.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write everything found, raw times included.")]
 
 
 def _version(value: bool) -> None:
@@ -175,6 +189,102 @@ def probe(  # noqa: PLR0913 - options
         model, list(input or ()), list(model_arg or ()), runtime=runtime, threads=threads, batch=batch,
         as_json=as_json, seed=seed,
     )  # fmt: skip
+
+
+@app.command()
+@guarded
+def bench(  # noqa: PLR0913 - options
+    *,
+    models: Annotated[
+        list[str], typer.Argument(metavar="FILE_OR_MODEL...", help="ONNX or .pt2 files, or models from code.")
+    ],
+    against: Annotated[
+        str | None, typer.Option("--against", help="What ratios are to; the first model if left out.")
+    ] = None,
+    input: Inputs = None,
+    model_arg: ModelArgs = None,
+    runtime: Runtime = None,
+    threads: Threads = None,
+    batch: Batch = None,
+    size: Sizes = None,
+    seconds: Annotated[float, typer.Option("--seconds", help="Time for measuring at most.")] = 10.0,
+    precision: Annotated[
+        float, typer.Option("--precision", help="Stop when intervals are this narrow, as a share.")
+    ] = 0.01,
+    pin: Annotated[bool, typer.Option("--pin", help="Keep to as many cores as there are threads.")] = False,
+    seed: Seed = 0,
+    json: JsonFile = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw times and ratios: .png, .svg or .pdf.")] = None,
+) -> None:
+    """Time models side by side, in turns."""
+    from fxprune.cli.bench import BenchOptions, run
+
+    given = {"runtime": runtime, "threads": threads, "batch": batch}
+    settings = {name: value for name, value in given.items() if value is not None}
+    run(
+        BenchOptions(
+            tuple(models), {**settings, "seconds": seconds, "pin": pin, "seed": seed}, against, tuple(input or ()),
+            tuple(model_arg or ()), tuple(size or ()), precision, json, plot,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+@guarded
+def gate(  # noqa: PLR0913 - options
+    *,
+    candidate: Annotated[Path, typer.Argument(metavar="CANDIDATE", help="The ONNX file in question.")],
+    baseline: Annotated[Path | None, typer.Option("--baseline", help="The ONNX file to hold it against.")] = None,
+    max_ratio: Annotated[
+        float | None, typer.Option("--max-ratio", help="Largest ratio of times; 1.05 if left out.")
+    ] = None,
+    config: Config = None,
+    runtime: Runtime = None,
+    threads: Threads = None,
+    batch: Batch = None,
+    size: Sizes = None,
+    golden: Golden = None,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", help="Time for measuring at most; 10 if left out.")
+    ] = None,
+    json: JsonFile = None,
+    junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML.")] = None,
+    summary: Annotated[Path | None, typer.Option("--summary", help="Write Markdown.")] = None,
+) -> None:
+    """Hold a file against a baseline: time, kernels, outputs, size.
+
+    Exits with 0 if it passed, 1 if it failed, 3 if the interval did not decide.
+    """
+    from fxprune.cli.gate import GateOptions, run
+
+    settings = {"runtime": runtime, "threads": threads, "batch": batch, "seconds": seconds}
+    run(
+        GateOptions(
+            candidate, baseline, config, max_ratio, settings, tuple(size or ()), golden, json, junit, summary
+        )
+    )  # fmt: skip
+
+
+@baselines.command()
+@guarded
+def update(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="The ONNX file; the configuration's if left out.")
+    ] = None,
+    config: Config = None,
+    runtime: Runtime = None,
+    batch: Batch = None,
+    size: Sizes = None,
+    golden: Golden = None,
+    outputs: Annotated[bool, typer.Option("--outputs/--no-outputs", help="Keep inputs and outputs beside it.")] = True,
+) -> None:
+    """Accept a file as the baseline: write its hash and what does not depend on time beside it."""
+    from fxprune.cli.baseline import update
+    from fxprune.cli.gate import GateOptions
+
+    settings = {"runtime": runtime, "batch": batch}
+    options = GateOptions(Path(), file, config, None, settings, tuple(size or ()), golden)
+    update(options, keep_outputs=outputs)
 
 
 @app.command()

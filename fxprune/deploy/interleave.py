@@ -98,6 +98,7 @@ class Interleaved:
         steady: Whether times had stopped falling when measuring began.
         seconds: Wall time of the rounds.
         inference_seconds: Wall time within the models, warm-up included.
+        inference_cpu_seconds: CPU time of the process within the models, but for each one's first run.
         interrupted: Whether it was ended by Ctrl-C.
         notes: What a reader of the times should know.
     """
@@ -108,6 +109,7 @@ class Interleaved:
     steady: bool
     seconds: float
     inference_seconds: float
+    inference_cpu_seconds: float
     interrupted: bool
     notes: tuple[str, ...]
 
@@ -162,14 +164,15 @@ def _measure(
             sample.cut(done)
     if not steady:
         notes.append("times were still falling when measuring began: measure for longer")
-    spent = [sum(sample.wall_ms) for group in (samples, warm) for sample in group.values()]
+    spent = [sample for group in (samples, warm) for sample in group.values()]
     return Interleaved(
         samples,
         first_ms,
         len(next(iter(warm.values())).wall_ms),
         steady,
         time.perf_counter() - begin,
-        (sum(first_ms.values()) + sum(spent)) / 1e3,
+        (sum(first_ms.values()) + sum(sum(sample.wall_ms) for sample in spent)) / 1e3,
+        sum(sum(sample.cpu_ms) for sample in spent) / 1e3,
         interrupted,
         tuple(notes),
     )

@@ -51,6 +51,7 @@ class Latency:
         samples: Raw times by ``candidate``, ``baseline`` and ``control``, to redo the statistics with.
         machine: Where it was measured.
         inference_seconds: Wall time within the models, warm-up included; the rest of a run is overhead.
+        inference_cpu_seconds: The same in CPU time of the process.
         warm_up: Runs of each model before the rounds.
         first_ms: Wall time of each model's first run.
         interrupted: Whether Ctrl-C ended it early.
@@ -73,6 +74,7 @@ class Latency:
     samples: Mapping[str, Samples]
     machine: Mapping[str, Any]
     inference_seconds: float = 0.0
+    inference_cpu_seconds: float = 0.0
     warm_up: int = 0
     first_ms: Mapping[str, float] | None = None
     interrupted: bool = False
@@ -226,6 +228,7 @@ def _latency(found: Interleaved, rules: Rules, settings: Settings, where: Mappin
         samples=samples,
         machine=where,
         inference_seconds=found.inference_seconds,
+        inference_cpu_seconds=found.inference_cpu_seconds,
         warm_up=found.warm_up,
         first_ms=found.first_ms,
         interrupted=found.interrupted,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 from fxprune.deploy.runtimes.base import Model
 from fxprune.errors import InputError
@@ -47,11 +48,17 @@ def refusal(runtime: str, path: Path, error: Exception) -> InputError:
 def missing_data(path: Path) -> list[str]:
     """Return the names of external weight files that an ONNX file needs and that are not there."""
     import onnx
-    from onnx.external_data_helper import ExternalDataInfo
 
     with contextlib.suppress(Exception):  # a corrupt file is reported by the runtime
-        model = onnx.load(path, load_external_data=False)
-        apart = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
-        locations = dict.fromkeys(ExternalDataInfo(tensor).location for tensor in apart)
-        return [location for location in locations if not (path.parent / location).is_file()]
+        files = external_files(path, onnx.load(path, load_external_data=False))
+        return [str(file.relative_to(path.parent)) for file in files if not file.is_file()]
     return []
+
+
+def external_files(path: Path, model: Any) -> list[Path]:
+    """Return the files beside an ONNX file that hold its weights, whether they are there or not."""
+    import onnx
+    from onnx.external_data_helper import ExternalDataInfo
+
+    apart = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    return [path.parent / location for location in dict.fromkeys(ExternalDataInfo(tensor).location for tensor in apart)]
