@@ -76,9 +76,9 @@ def run(options: BenchOptions) -> None:
 
 
 def _names(specs: list[str]) -> dict[str, str]:
-    """Give each a short name; where two would be equal, all of the path or a number tells them apart."""
-    short = [Path(spec).name if Path(spec).exists() else spec for spec in specs]
-    if len(set(short)) < len(short):
+    """Give each a short name; all of the path where two files share one, and a number where a file comes again."""
+    short = [Path(spec).name for spec in specs]
+    if len(set(short)) < len(set(specs)):
         short = list(specs)
     named: dict[str, str] = {}
     for name, spec in zip(short, specs, strict=True):

@@ -1,0 +1,173 @@
+"""``gate`` and ``baseline`` from a shell: exit codes, files, and what a CI system reads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import fxprune
+
+Call = Callable[..., tuple[int, str]]
+Start = Callable[..., "subprocess.Popen[str]"]
+QUICK = ("--seconds", "2")
+
+
+def write_chain(path: Path, layers: int, width: int = 32) -> Path:
+    """Convolutions, which take as long as there are layers."""
+    generator = np.random.default_rng(0)
+    nodes, weights, last = [], [], "x"
+    for i in range(layers):
+        weight = generator.standard_normal((width, width, 3, 3)) * 0.1
+        weights.append(numpy_helper.from_array(weight.astype(np.float32), f"w{i}"))
+        nodes.append(helper.make_node("Conv", [last, f"w{i}"], [f"c{i}"], f"conv{i}", pads=[1, 1, 1, 1]))
+        last = f"c{i}"
+    shape: list[str | int | None] = ["batch", width, 16, 16]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", last)]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("two")
+    return write_chain(folder / "base.onnx", 4), write_chain(folder / "slow.onnx", 8)
+
+
+@pytest.fixture(autouse=True)
+def shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty folder, outside of any CI system."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_passes(call: Call, two: tuple[Path, Path]) -> None:
+    base, slow = two
+    code, text = call("gate", base, "--baseline", slow, *QUICK)
+    assert code == 0
+    assert "base.onnx against slow.onnx: the gate passed" in text
+
+
+def test_fails_and_writes_everything(
+    call: Call, two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    base, slow = two
+    page = tmp_path / "page.md"
+    page.write_text("before\n")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
+    code, text = call(
+        "gate", slow, "--baseline", base, "--json", "g.json", "--junit", "g.xml", "--summary", "g.md", *QUICK
+    )
+    assert code == 1
+    assert "::error title=fxprune gate%3A latency::" in text
+    values = json.loads((tmp_path / "g.json").read_text())
+    assert (values["schema"], values["complete"], values["exit_code"]) == (1, True, 1)
+    assert ElementTree.parse(tmp_path / "g.xml").getroot()[0].get("failures") == "1"
+    assert (tmp_path / "g.md").read_text().startswith("### slow.onnx against base.onnx: the gate failed")
+    assert page.read_text().startswith("before\n### slow.onnx against base.onnx")
+
+
+def test_undecided_is_three(call: Call, two: tuple[Path, Path], tmp_path: Path) -> None:
+    base, _ = two
+    (tmp_path / "fxprune.toml").write_text("[gate]\nseconds = 0.3\n[gate.checks]\nlatency = {limit = 1.0}\n")
+    codes = {call("gate", base, "--baseline", base)[0] for _ in range(3)}
+    assert 3 in codes  # at a limit of exactly one no interval of equals lies on one side for long
+    assert codes <= {0, 1, 3}
+    (tmp_path / "fxprune.toml").write_text("[gate.checks]\nlatency = 'report'\n")
+    assert call("gate", base, "--baseline", base, "--max-ratio", "1.0", "--seconds", "0.3")[0] == 0
+
+
+def test_the_configuration_names_the_baseline(call: Call, two: tuple[Path, Path], tmp_path: Path) -> None:
+    base, slow = two
+    shutil.copyfile(base, tmp_path / "base.onnx")
+    (tmp_path / "pyproject.toml").write_text(
+        "[tool.fxprune.gate]\nbaseline = 'base.onnx'\nseconds = 1\n[tool.fxprune.gate.checks]\nlatency = 'warn'\n"
+    )
+    code, text = call("gate", slow)
+    assert code == 0
+    assert "over (warn)" in text
+    code, _ = call("baseline", "update")
+    assert code == 0
+    assert json.loads((tmp_path / "base.onnx.json").read_text())["figures"]["params"] == 4 * 32 * 32 * 9
+    assert (tmp_path / "base.onnx.golden.npz").is_file()
+    shutil.copyfile(slow, tmp_path / "base.onnx")
+    code, text = call("gate", slow)
+    assert code == 2
+    assert "fxprune baseline update" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "why"),
+    [
+        (["BASE"], 2, "name the file to compare with"),
+        (["none.onnx", "--baseline", "BASE"], 2, "there is no file none.onnx"),
+        (["BASE", "--baseline", "none.onnx"], 2, "there is no file none.onnx"),
+        (["BASE", "--baseline", "BASE", "--seconds", "0"], 2, "must be positive"),
+        (["BASE", "--baseline", "BASE", "--max-ratio", "-1"], 2, "zero or more"),
+        (["BASE", "--baseline", "BASE", "--runtime", "abacus"], 2, "there is no runtime"),
+        (["BASE", "--baseline", "BASE", "--config", "none.toml"], 2, "there is no file none.toml"),
+        (["BASE", "--baseline", "BASE", "--golden", "none.npz"], 2, "there is no file none.npz"),
+        (["BASE", "--baseline", "BASE", "--size", "n"], 2, "name=N"),
+        (["BASE", "--baseline", "BASE", "--junit", "no/such/folder.xml"], 2, "there is no such folder"),
+        (["BASE", "--baseline", "BASE", "--runtime", "onnxruntime-tensorrt"], 4, "TensorrtExecutionProvider"),
+    ],
+)
+def test_bad_usage_says_what_to_do(
+    call: Call, two: tuple[Path, Path], tmp_path: Path, words: list[str], code: int, why: str
+) -> None:
+    given = [two[0] if word == "BASE" else word for word in words]
+    found, text = call("gate", *given, "--json", "g.json")
+    assert found == code
+    assert why in " ".join(text.split())
+    if (tmp_path / "g.json").exists():
+        values = json.loads((tmp_path / "g.json").read_text())
+        assert (values["complete"], values["exit_code"]) == (False, code)
+        assert why in values["error"]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_json_that_says_so(
+    start: Start, two: tuple[Path, Path], tmp_path: Path, stop: signal.Signals
+) -> None:
+    base, _ = two
+    report = tmp_path / "g.json"
+    config = tmp_path / "slow.toml"
+    config.write_text("[gate]\nseconds = 120\n[gate.checks]\nlatency = {limit = 1.0}\n")
+    process = start("gate", base, "--baseline", base, "--json", report, "--config", config)
+    try:
+        time.sleep(6)
+        process.send_signal(stop)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode in (130, 0, 1)  # chance may have decided before
+    values = json.loads(report.read_text())
+    assert values["complete"] is (process.returncode != 130)
+    assert values["exit_code"] == process.returncode
+    assert "Traceback" not in said
+
+
+def test_it_runs_without_torch(two: tuple[Path, Path]) -> None:
+    base, slow = two
+    words = ["gate", str(base), "--baseline", str(slow), *QUICK]
+    program = (
+        "import sys\nfrom fxprune.cli.main import app\n"
+        f"try:\n    app({words})\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    root = Path(fxprune.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, cwd=root, timeout=120)
