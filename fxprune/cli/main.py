@@ -119,6 +119,92 @@ def optimize(  # noqa: PLR0913 - every option of the main command is one
 
 @app.command()
 @guarded
+def finetune(  # noqa: PLR0913 - every choice of a training is one
+    *,
+    model: Model,
+    data: Annotated[
+        str, typer.Option("--data", help="digits, shapes, imagefolder:PATH, or torchvision:NAME:PATH as on the disk.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for model.onnx, model.safetensors, report.json, and training/.")
+    ],
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="What optimize removed: its folder, or plan.json in it.")
+    ] = None,
+    input: Inputs = None,
+    model_arg: ModelArgs = None,
+    weights: Weights = None,
+    data_arg: Annotated[list[str] | None, typer.Option("--data-arg", help="Argument of shapes: name=value.")] = None,
+    image_size: Annotated[int | None, typer.Option("--image-size", help="Height and width of images.")] = None,
+    image_channels: Annotated[int | None, typer.Option("--image-channels", help="1 (grey) or 3 (colour).")] = None,
+    fraction: Annotated[float, typer.Option("--fraction", help="Share of the training images to use.")] = 1.0,
+    augment: Annotated[bool, typer.Option("--augment", help="Move and mirror training images.")] = False,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that load images.")] = 0,
+    over_parameterize: Annotated[
+        float | None, typer.Option("--over-parameterize", help="Train each layer as a chain so many times as wide.")
+    ] = None,
+    distill: Annotated[bool, typer.Option("--distill", help="Learn from the model before the plan, too.")] = False,
+    distill_similarity: Annotated[
+        float, typer.Option("--distill-similarity", help="Weight of the similarities between samples.")
+    ] = 3000.0,
+    distill_logits: Annotated[float, typer.Option("--distill-logits", help="Weight of the logits.")] = 0.0,
+    epochs: Annotated[int, typer.Option("--epochs", help="Times through the training images.")] = 10,
+    batch: Annotated[int, typer.Option("--batch", help="Images per process and forward pass.")] = 64,
+    accumulate: Annotated[int, typer.Option("--accumulate", help="Forward passes per step.")] = 1,
+    optimizer: Annotated[str, typer.Option("--optimizer", help="sgd or adamw.")] = "sgd",
+    lr: Annotated[float, typer.Option("--lr", help="The highest learning rate.")] = 0.01,
+    momentum: Annotated[float, typer.Option("--momentum", help="Of SGD.")] = 0.9,
+    weight_decay: Annotated[float, typer.Option("--weight-decay", help="Pull of the weights to zero.")] = 5e-4,
+    decay: Annotated[str, typer.Option("--decay", help="all, or weights: not biases and norms.")] = "all",
+    schedule: Annotated[
+        str, typer.Option("--schedule", help="constant, cosine, linear, step, slr or allr (with --original-epochs).")
+    ] = "cosine",
+    original_epochs: Annotated[
+        float | None, typer.Option("--original-epochs", help="Length of the training of the dense model.")
+    ] = None,
+    warmup: Annotated[
+        float | None, typer.Option("--warmup", help="Share of the steps in which the rate rises.")
+    ] = None,
+    label_smoothing: Annotated[float, typer.Option("--label-smoothing", help="Of the cross-entropy.")] = 0.0,
+    clip: Annotated[float | None, typer.Option("--clip", help="Largest norm of the gradients.")] = None,
+    ema: Annotated[float, typer.Option("--ema", help="Decay of a running mean of the weights; 0 for none.")] = 0.0,
+    precision: Annotated[str | None, typer.Option("--precision", help="no, bf16 or fp16.")] = None,
+    patience: Annotated[
+        int, typer.Option("--patience", help="Epochs without a better validation result until the end; 0: never.")
+    ] = 0,
+    save_every: Annotated[int, typer.Option("--save-every", help="Steps between checkpoints.")] = 500,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on from the checkpoint in --out, if there is one.")
+    ] = True,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Train on the CPU also where there is a GPU.")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Export to ONNX.")] = True,
+    seed: Seed = 0,
+) -> None:
+    """Train a model, cut by a plan if there is one; then collapse, compare and export it.
+
+    The same command goes on where it was interrupted. Several processes: accelerate launch --multi_gpu -m fxprune ...
+    """
+    from fxprune.cli.finetune import Options, run
+
+    recipe = {
+        "epochs": epochs, "batch": batch, "accumulate": accumulate, "optimizer": optimizer, "lr": lr,
+        "momentum": momentum, "weight_decay": weight_decay, "decay": decay, "schedule": schedule, "warmup": warmup,
+        "label_smoothing": label_smoothing, "clip": clip, "ema": ema, "precision": precision, "patience": patience,
+        "seed": seed, "save_every": save_every,
+    }  # fmt: skip
+    run(
+        Options(
+            model=model, data=data, out=out, plan=plan, inputs=tuple(input or ()), model_args=tuple(model_arg or ()),
+            weights=weights, data_args=tuple(data_arg or ()), size=image_size, channels=image_channels,
+            fraction=fraction, augment=augment, workers=workers, over_parameterize=over_parameterize, distill=distill,
+            gamma=distill_similarity, logits=distill_logits, original_epochs=original_epochs, recipe=recipe,
+            resume=resume, cpu=cpu, onnx=onnx,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+@guarded
 def groups(
     model: Model,
     input: Inputs = None,

@@ -72,10 +72,11 @@ def load_data(
     """Return the training, validation and test set that a text names.
 
     ``digits``: 8 x 8 images of scikit-learn (1797). ``shapes``: 32 x 32 images of ten shapes, made up; arguments
-    ``train``, ``validation``, ``test`` (counts), ``difficulty`` in [0, 1] and ``seed``. ``folder:PATH``: a folder for
-    each class, or folders ``train``, ``val`` or ``validation``, and ``test`` with such folders in them.
-    ``cifar10:PATH`` and other sets of torchvision, as they lie on the disk. What has no validation or test set
-    gets one by a split of each class that never changes: 70:10:20, or 90:10 where there is a test set.
+    ``train``, ``validation``, ``test`` (counts), ``difficulty`` in [0, 1] and ``seed``. ``folder:PATH``, also
+    ``imagefolder:PATH``: a folder for each class, or folders ``train``, ``val`` or ``validation``, and ``test`` with
+    such folders in them. ``cifar10:PATH``, also ``torchvision:cifar10:PATH``, and other sets of torchvision, as they
+    lie on the disk. What has no validation or test set gets one by a split of each class that never changes: 70:10:20,
+    or 90:10 where there is a test set.
 
     Args:
         spec: Source, with its path behind a colon.
@@ -93,7 +94,8 @@ def load_data(
             of range. A damaged image is named when it is read.
         EnvironmentProblem: A package that reads this source is not installed.
     """
-    name, _, place = spec.partition(":")
+    name, _, place = spec.removeprefix("torchvision:").partition(":")
+    name = "folder" if name == "imagefolder" else name
     if not 0 < fraction <= 1:
         raise InputError(f"the fraction of training data is {fraction}; give a number above 0 and at most 1")
     looks = Looks(size, channels, augment, mirror=name not in _MIRRORED_IS_ANOTHER)
