@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
-from fxprune.cli.console import INTERRUPTED, Stages, out, say
+from fxprune.cli.console import INTERRUPTED, Stages, err, out, say
 from fxprune.cli.files import parse_sizes, require_writable, write_json
 from fxprune.cli.interrupts import termination_interrupts
 
@@ -59,8 +59,8 @@ def run(options: BenchOptions) -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fxprune.bench.")))
         try:
             models = {name: _resolve(spec, options, folder, stages) for name, spec in _names(specs).items()}
-            with stages.step("latency", f"measure {len(models)} model{'s' if len(models) > 1 else ''}"):
-                found = bench(models, settings, precision=options.precision)
+            say(f"measuring for at most {settings.seconds:g} s", err)  # a spinner's thread would be measured too
+            found = bench(models, settings, precision=options.precision)
         except KeyboardInterrupt:
             partial = {"schema": SCHEMA, "complete": False, "rows": [], "models": specs}
             write_json(options.json, partial)

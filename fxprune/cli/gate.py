@@ -53,7 +53,8 @@ def run(options: GateOptions) -> None:
         baseline = options.baseline or config.baseline
         if baseline is None:
             raise InputError("name the file to compare with: --baseline FILE, or baseline in [gate] of fxprune.toml")
-        with termination_interrupts(), _spinner(options.candidate):
+        say(f"measuring for at most {config.settings.seconds:g} s", err)  # a spinner's thread would be measured too
+        with termination_interrupts():
             result = run_gate(options.candidate, baseline, config, keep_interrupted=True)
     except FxPruneError as error:
         _write_error(options, error)
@@ -80,12 +81,6 @@ def configured(options: GateOptions) -> GateConfig:
         given["sizes"] = {**(config.settings.sizes or {}), **sizes}
     config = replace(config, settings=replace(config.settings, **given), golden=options.golden or config.golden)
     return config if options.max_ratio is None else config.with_limit("latency", options.max_ratio)
-
-
-def _spinner(candidate: Path) -> Any:
-    import contextlib
-
-    return err.status(f"gate {candidate}") if err.is_terminal else contextlib.nullcontext()
 
 
 def _show(result: GateResult) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import fxprune
 from fxprune.deploy.gate import CHECKS, Rule, find_config, read_config
 from fxprune.errors import InputError
 
@@ -94,3 +95,12 @@ def test_a_mistake_names_file_and_key(tmp_path: Path, text: str, why: str) -> No
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no file"):
         read_config(tmp_path / "none.toml")
+
+
+def test_the_table_of_the_documentation_is_the_table_of_checks() -> None:
+    page = Path(fxprune.__file__).parents[1] / "docs" / "latency.md"
+    if not page.is_file():
+        pytest.skip("installed without its documentation")
+    lines = page.read_text().splitlines()
+    for name, check in CHECKS.items():
+        assert f"| `{name}` | {check.what} | {check.limit:g} | {check.level} |" in lines
