@@ -77,10 +77,11 @@ def busy(count: int) -> Iterator[None]:
             process.wait()
 
 
-def trial(kind: str, number: int, files: dict[str, Path], seconds: float) -> dict[str, Any]:
+def trial(kind: str, number: int, files: dict[str, Path], options: argparse.Namespace) -> dict[str, Any]:
     """Run the gate once."""
+    settings = Settings(seconds=options.seconds, threads=options.threads, seed=number)
     start, cpu = time.perf_counter(), time.process_time()
-    result = run_gate(files[kind], files["same"], GateConfig(Settings(seconds=seconds, seed=number)))
+    result = run_gate(files[kind], files["same"], GateConfig(settings))
     spent, cpu = time.perf_counter() - start, time.process_time() - cpu
     latency = result.latency
     assert latency is not None
@@ -151,6 +152,48 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def markdown(results: dict[str, Any]) -> str:
+    """Return the figures as a table."""
+    found, where = results["summary"], results["machine"]
+    same, slower = found["same"], found["slower"]
+    rows = [
+        ("a model against itself, limit 5 %", f"{same['trials']} trials", ""),
+        ("false alarms", f"{same['wrong']:.1%}", "at most 1 %"),
+        ("undecided", f"{same['inconclusive']:.1%}", "at most 10 %"),
+        ("ratio, 5 % to 95 % of the trials", "{:.3f} to {:.3f}".format(*same["ratio_p5_p95"]), ""),
+        ("seconds, median and most", f"{same['seconds_median']:.1f}, {same['seconds_most']:.1f}", "10"),
+        ("22 convolutions against 20 (+10 %)", f"{slower['trials']} trials", ""),
+        ("caught", f"{slower['fail']:.1%}", "at least 97 %"),
+        ("ratio, 5 % to 95 % of the trials", "{:.3f} to {:.3f}".format(*slower["ratio_p5_p95"]), ""),
+        ("seconds, median and most", f"{slower['seconds_median']:.1f}, {slower['seconds_most']:.1f}", "10"),
+        ("CPU time beside the models, of theirs", f"{same['overhead_median']:.0%}", "at most 25 %"),
+    ]
+    if "command" in found:
+        text = f"the same for the whole command, {found['command']['runs']} runs"
+        rows.append((text, f"{found['command']['overhead_median']:.0%}", ""))
+    loads = [one["load"] for one in results["trials"]]
+    lines = [f"| {what} | {value} | {target} |" for what, value, target in rows]
+    single = np.median([one["baseline_cpu_ms"] for one in results["trials"]])
+    where_text = (
+        f"{where['processor']}, {where['cores']} cores, onnxruntime {where['onnxruntime']}, {results['threads']} thread(s), "
+        f"beside {results['busy']} busy processes; load of the machine {min(loads):.1f} to {max(loads):.1f}. "
+        f"One inference takes {single:.1f} ms."
+    )
+    return "\n".join(["| | measured | asked for |", "|---|---|---|", *lines, "", where_text])
+
+
+def put_between(page: Path, text: str) -> None:
+    """Replace what is between the page's markers."""
+    start, end = "<!-- gate:start -->\n", "<!-- gate:end -->"
+    before, _, rest = page.read_text().partition(start)
+    _, _, after = rest.partition(end)
+    atomic_write(page, lambda path: _write_text(path, f"{before}{start}{text}\n{end}{after}"))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
 def main() -> int:
     """Run what is missing and write after each trial."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -160,8 +203,11 @@ def main() -> int:
     parser.add_argument("--busy", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--command", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--markdown", type=Path, help="page with markers for the table")
     options = parser.parse_args()
     results: dict[str, Any] = {"schema": 1, "busy": options.busy, "limit_seconds": options.seconds}
+    results |= {"threads": options.threads}
     results |= {"machine": machine(), "trials": [], "commands": []}
     if options.out.is_file():
         results |= {key: value for key, value in json.loads(options.out.read_text()).items() if key != "summary"}
@@ -174,13 +220,15 @@ def main() -> int:
         files = {kind: write_model(Path(folder, f"{kind}.onnx"), layers) for kind, layers in LAYERS.items()}
         for _, kind, number in wanted:
             if (kind, number) not in done:
-                results["trials"].append(trial(kind, number, files, options.seconds))
+                results["trials"].append(trial(kind, number, files, options))
                 _write(options.out, results)
         while len(results["commands"]) < options.command:
             results["commands"].append(command(files, options.seconds))
             _write(options.out, results)
     _write(options.out, results)
     print(json.dumps(results["summary"], indent=2))
+    if options.markdown:
+        put_between(options.markdown, markdown(results))
     return 0
 
 
@@ -188,10 +236,7 @@ def _write(path: Path, results: dict[str, Any]) -> None:
     results["summary"] = summary(results)
     text = json.dumps(results, indent=1) + "\n"
 
-    def write(temporary: Path) -> None:
-        temporary.write_text(text)
-
-    atomic_write(path, write)
+    atomic_write(path, lambda temporary: _write_text(temporary, text))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
-from fxprune.cli.console import err, out, say
+from fxprune.cli.console import INTERRUPTED, err, out, say
 from fxprune.cli.files import parse_sizes, require_writable, write_json, write_text
 from fxprune.cli.interrupts import termination_interrupts
 from fxprune.errors import FxPruneError, InputError
@@ -45,25 +45,33 @@ def run(options: GateOptions) -> None:
         FxPruneError: The gate could not be run; the JSON file says so too.
         typer.Exit: With 1, 3 or 130 where it did not pass.
     """
-    from fxprune.deploy.gate import headline, run_gate
-
     require_writable(options.json, options.junit, options.summary)
     try:
-        config = configured(options)
-        baseline = options.baseline or config.baseline
-        if baseline is None:
-            raise InputError("name the file to compare with: --baseline FILE, or baseline in [gate] of fxprune.toml")
-        say(f"measuring for at most {config.settings.seconds:g} s", err)  # a spinner's thread would be measured too
         with termination_interrupts():
-            result = run_gate(options.candidate, baseline, config, keep_interrupted=True)
+            result = _judge(options)
     except FxPruneError as error:
-        _write_error(options, error)
+        _write_error(options, str(error), error.exit_code)
         raise
+    except KeyboardInterrupt:  # before there was anything to keep
+        _write_error(options, "interrupted", INTERRUPTED)
+        raise
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
+def _judge(options: GateOptions) -> GateResult:
+    from fxprune.deploy.gate import headline, run_gate
+
+    config = configured(options)
+    baseline = options.baseline or config.baseline
+    if baseline is None:
+        raise InputError("name the file to compare with: --baseline FILE, or baseline in [gate] of fxprune.toml")
+    say(f"measuring for at most {config.settings.seconds:g} s", err)  # a spinner's thread would be measured too
+    result = run_gate(options.candidate, baseline, config, keep_interrupted=True)
     _show(result)
     _write(options, result)
     say(headline(result), err)
-    if result.exit_code:
-        raise typer.Exit(result.exit_code)
+    return result
 
 
 def configured(options: GateOptions) -> GateConfig:
@@ -111,15 +119,12 @@ def _write(options: GateOptions, result: GateResult) -> None:
             print(line)  # not through rich, which would wrap it
 
 
-def _write_error(options: GateOptions, error: FxPruneError) -> None:
-    import json
-
-    values = {"schema": 1, "complete": False, "outcome": "error", "exit_code": error.exit_code, "error": str(error)}
-    if options.json is not None:
-        write_text(options.json, json.dumps(values, indent=1) + "\n")
+def _write_error(options: GateOptions, error: str, code: int) -> None:
+    outcome = "interrupted" if code == INTERRUPTED else "error"
+    write_json(options.json, {"schema": 1, "complete": False, "outcome": outcome, "exit_code": code, "error": error})
     _append_step_summary(f"### {options.candidate.name}: the gate could not be run\n\n{error}\n")
     if _on_github():
-        text = str(error).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+        text = error.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
         print(f"::error title=fxprune gate::{text}")
 
 

@@ -43,7 +43,7 @@ class FileFigures:
         opset: Version of the default operator set.
         params: Elements of the weights.
         macs: Multiply-accumulates of convolutions and matrix products of one inference at the batch size that was asked
-            for; None where a shape is not known before running.
+            for; None where a shape is not known before running, or where other operators multiply too.
         paths: Absolute paths of the machine that it was made on, at most ten.
     """
 
@@ -125,10 +125,15 @@ def _paths(proto: onnx.ModelProto) -> tuple[str, ...]:
 
 
 def _macs(proto: onnx.ModelProto, batch: int, sizes: Mapping[str, int]) -> int | None:
-    """Count by inferred shapes; None where one of them is missing."""
+    """Count by inferred shapes; None where one of them is missing, or for work that is not counted here."""
+    inner = [node for graph in list(_graphs(proto.graph))[1:] for node in graph.node]
+    if any(node.op_type in _COUNTS for node in inner):  # run once, often or never
+        return None
     shapes = _shapes(proto, batch, sizes)
     total = 0
-    for node in proto.graph.node:
+    for node in (*proto.graph.node, *inner):
+        if node.op_type in _UNCOUNTED:
+            return None
         count = _COUNTS.get(node.op_type)
         if count is None or node.domain not in ("", "ai.onnx"):
             continue
@@ -181,3 +186,11 @@ def _matmul(node: onnx.NodeProto, ins: Sequence[list[int]], out: list[int]) -> i
 
 
 _COUNTS = {"Conv": _conv, "ConvTranspose": _transposed, "Gemm": _gemm, "MatMul": _matmul}
+
+_UNCOUNTED = frozenset(
+    {
+        "Attention", "BitLinear", "ConvInteger", "DeformConv", "Einsum", "GRU", "GroupQueryAttention", "LSTM",
+        "MatMulInteger", "MatMulNBits", "MultiHeadAttention", "QLinearConv", "QLinearMatMul", "RNN",
+    }
+)  # fmt: skip
+"""Operators with products of their own; a sum without them would look as if they were free."""

@@ -83,6 +83,27 @@ def test_shapes_that_are_known_only_when_running_leave_no_macs(make: Make) -> No
     assert file_figures(path, sizes={"height": 5, "width": 4}).macs == 4 * 3 * 2 * 2 * 9
 
 
+def test_a_sum_without_some_of_the_work_is_not_given(make: Make) -> None:
+    nodes = [conv("x", "w", "c"), helper.make_node("Einsum", ["c", "c"], ["y"], equation="abcd,abcd->a")]
+    assert file_figures(make(nodes, {"w": (4, 2, 3, 3)}, [1, 2, 8, 8])).macs is None
+
+
+def test_work_within_a_branch_is_not_known(make: Make) -> None:
+    branch = helper.make_graph(
+        [conv("x", "w", "b")], "branch", [], [helper.make_tensor_value_info("b", TensorProto.FLOAT, None)]
+    )
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["s"], keepdims=0),
+        helper.make_node("Cast", ["s"], ["t"], to=TensorProto.BOOL),
+        helper.make_node("If", ["t"], ["y"], then_branch=branch, else_branch=branch),
+    ]
+    path = make(nodes, {"w": (4, 2, 3, 3)}, [1, 2, 8, 8])
+    assert file_figures(path).macs is None
+    kernels = kernel_figures(path)
+    assert kernels is not None
+    assert kernels.convs >= 1
+
+
 def test_absolute_paths_are_found_and_names_of_nodes_are_not(make: Make) -> None:
     node = conv("x", "w", "/layer1/conv/Conv_output")
     node.doc_string = "File " + "/ho" + "me/somebody/model.py, line 3"

@@ -28,6 +28,15 @@ def test_a_run_is_taken_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert more["trials"][:2] == first["trials"]
     assert len(more["trials"]) == 3
     assert more["summary"]["command"]["overhead_median"] > 0
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- gate:start -->\nold\n<!-- gate:end -->\nafter\n")
+    for _ in range(2):
+        _run(monkeypatch, path, "--same", "2", "--slower", "1", "--command", "1", "--markdown", str(page))
+    text = page.read_text()
+    assert text.startswith("before\n<!-- gate:start -->\n| | measured |")
+    assert text.endswith("<!-- gate:end -->\nafter\n")
+    assert "old" not in text
+    assert "| 2 trials |" in text
 
 
 def test_the_summary() -> None:

@@ -157,7 +157,7 @@ def _ratio(name: str) -> Callable[[Side, Side], Value]:
     def value(candidate: Side, baseline: Side) -> Value:
         ours, theirs = getattr(candidate.file, name), getattr(baseline.file, name)
         if ours is None or theirs is None:
-            return None, "a shape is not known before running"
+            return None, "it cannot be counted: a shape is known only when running, or an operator is not counted"
         return (ours / theirs if theirs else 1.0 + bool(ours)), f"{ours:,} beside {theirs:,}"
 
     return value
