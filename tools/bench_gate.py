@@ -175,8 +175,8 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [f"| {what} | {value} | {target} |" for what, value, target in rows]
     single = np.median([one["baseline_cpu_ms"] for one in results["trials"]])
     where_text = (
-        f"{where['processor']}, {where['cores']} cores, onnxruntime {where['onnxruntime']}, {results['threads']} thread(s), "
-        f"beside {results['busy']} busy processes; load of the machine {min(loads):.1f} to {max(loads):.1f}. "
+        f"{where['processor']}, {where['cores']} cores, onnxruntime {where['onnxruntime']}, {results['threads']} "
+        f"thread(s), beside {results['busy']} busy processes; load {min(loads):.1f} to {max(loads):.1f}. "
         f"One inference takes {single:.1f} ms."
     )
     return "\n".join(["| | measured | asked for |", "|---|---|---|", *lines, "", where_text])

@@ -10,11 +10,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 import fxprune
+from fxprune.deploy import runtimes
+from fxprune.deploy.runtimes.ort import CPU, OnnxRuntime
 from tests.cli.chains import write_chain
 
 Call = Callable[..., tuple[int, str]]
@@ -141,6 +144,26 @@ def test_an_interrupted_run_leaves_json_that_says_so(
     assert values["complete"] is (process.returncode != 130)
     assert values["exit_code"] == process.returncode
     assert "Traceback" not in said
+
+
+class _Fallen(OnnxRuntime):
+    """Claims a GPU, and gets sessions on the CPU, as onnxruntime-gpu does where CUDA does not load."""
+
+    def available(self) -> str:
+        return ""
+
+    def create(self, path: Path, options: Any) -> Any:
+        return OnnxRuntime("onnxruntime-cpu", CPU).create(path, options)
+
+
+def test_a_silent_fallback_is_four_and_names_the_nodes(
+    call: Call, two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fallen = _Fallen("onnxruntime-cuda", "CUDAExecutionProvider", "cuda", package="onnxruntime-gpu")
+    monkeypatch.setattr(runtimes, "_ALL", (fallen,))
+    code, text = call("gate", two[0], "--baseline", two[0], "--runtime", "onnxruntime-cuda")
+    assert code == 4
+    assert "would run 4 nodes of the model without CUDAExecutionProvider: conv0 (Conv), conv1" in " ".join(text.split())
 
 
 def test_it_runs_without_torch(two: tuple[Path, Path]) -> None:
