@@ -13,13 +13,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.functionalize import functionalize, restore_vocabulary, spell_copies, writes_through_views
+from fxprune.capture.functionalize import (
+    functionalize,
+    leave_out_state,
+    restore_vocabulary,
+    spell_copies,
+    writes_through_views,
+)
 from fxprune.capture.inline import inline_wrappers
 from fxprune.capture.lift import Lifter, module_path
 from fxprune.capture.modules import location_of
 from fxprune.capture.propagate import propagate
 from fxprune.capture.traced import Traced
-from fxprune.errors import CaptureError, InputError
+from fxprune.errors import CaptureError, FxPruneError, InputError
 
 _NOISE = {
     torch.ops.aten._assert_tensor_metadata.default,
@@ -62,7 +68,7 @@ def trace(
         args, named = _at_least_two(args, named)
     with _quiet_eval(model):
         exported, shapes, notes = _capture(model, args, named, dynamic_batch)
-        module, more = _lift(model, exported)
+        module, more = _rewritten(model, exported)
         propagate(module, args, named)
     return Traced(module, args, named, shapes, type(model).__name__, (*notes, *more))
 
@@ -204,6 +210,18 @@ def _functional_module(program: Any) -> tuple[fx.GraphModule, list[str]]:
     ]
 
 
+def _rewritten(model: nn.Module, program: Any) -> tuple[fx.GraphModule, list[str]]:
+    try:
+        return _lift(model, program)
+    except FxPruneError:
+        raise
+    except Exception as error:  # torch raises many kinds on what it exports but cannot take apart
+        raise CaptureError(
+            f"{type(model).__name__} ({location_of(type(model))}) can be exported, but not rewritten as calls of its "
+            f"layers: {_first_line(error)}; capture its sub-modules one by one to find the one that does this"
+        ) from error
+
+
 def _lift(model: nn.Module, program: Any) -> tuple[fx.GraphModule, list[str]]:
     module, notes = _functional_module(program)
     graph = module.graph
@@ -215,6 +233,7 @@ def _lift(model: nn.Module, program: Any) -> tuple[fx.GraphModule, list[str]]:
     for node in graph.nodes:
         node.meta["path"] = module_path(node)
         node.meta["source"] = _source_of(node)
+    notes += leave_out_state(graph)
     functionalize(graph)
     spell_copies(graph)
     lifted = Lifter(model, module).run(type(model).__name__)

@@ -61,6 +61,60 @@ def _same_tensor(node: fx.Node, chain: set[fx.Node]) -> bool:
     return is_inplace(node) and node.args[0] in chain
 
 
+def leave_out_state(graph: fx.Graph) -> list[str]:
+    """Leave out what the model writes into its own tensors; return a note for it.
+
+    A captured graph keeps no state. Statistics that only a later call in training mode would read can go unwritten.
+
+    Raises:
+        CaptureError: What the model returns depends on a tensor that it writes, and so on how often it was called.
+    """
+    written: dict[int, fx.Node] = {}
+    for node in graph.nodes:
+        for place in _written_by(node):
+            storage = _storage(place)
+            if storage is not None:
+                written[storage] = node
+    stateful = {node: _storage(node) for node in graph.nodes if node.op == "get_attr" and _storage(node) in written}
+    if not stateful:
+        return []
+    for node in graph.nodes:
+        if _updates_statistics(node):  # normalises by the batch, whatever the statistics are
+            node.args = (*node.args[:3], None, None, *node.args[5:])
+    for node in _ancestors(graph.output_node()):
+        storage = _storage(node)
+        if storage is not None and storage in stateful.values():
+            write = written[storage]
+            name = next(str(read.target) for read, place in stateful.items() if place == storage)
+            raise CaptureError(
+                f"the model writes into {name} at {write.meta.get('source') or write.name} and what it returns depends "
+                "on it, so that each call gives something else; a graph keeps no state: pass it as an input and "
+                "return what it becomes, or write it in training mode only"
+            )
+    names = ", ".join(str(node.target) for node in stateful)
+    return [f"the model writes into {names}, and the graph does not: nothing that it returns depends on it"]
+
+
+def _written_by(node: fx.Node) -> list[Any]:
+    if _updates_statistics(node):
+        return [value for value in node.args[3:5] if isinstance(value, fx.Node)]
+    return [node.args[0]] if is_inplace(node) else []
+
+
+def _updates_statistics(node: fx.Node) -> bool:
+    return node.target in (aten.batch_norm.default, aten.instance_norm.default) and node.args[5] is True
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    pending = [node]
+    while pending:
+        fresh = [source for source in pending.pop().all_input_nodes if source not in found]
+        found.update(fresh)
+        pending += fresh
+    return found
+
+
 def functionalize(graph: fx.Graph) -> None:
     """Rename every in-place operation to its functional twin, on a graph that does not write through views.
 

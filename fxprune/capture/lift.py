@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.capture.modules import DROPOUTS, RECIPES, RECURRENT, arguments, recurrent, same_settings
+from fxprune.errors import CaptureError
 
 aten = torch.ops.aten
 
@@ -99,7 +100,7 @@ class Lifter:
         if not tensors or any(tensor is None for tensor in tensors.values()):
             return
         found = self._owner(node, tensors)  # type: ignore[arg-type]
-        if found is None:
+        if found is None or _holds_more(found[1], set(recipe.slots.values()) - set(tensors)):
             return
         values = {key: value.meta.get("val") if isinstance(value, fx.Node) else value for key, value in a.items()}
         module = recipe.build(values)
@@ -193,23 +194,37 @@ class Lifter:
 
     def _keep_constants(self, root: nn.Module) -> None:
         """Carry over tensors that the capture made (constants in the model's code) as buffers not in the state_dict."""
+        names: dict[str, str] = {}
         for node in self.graph.nodes:
             if node.op != "get_attr" or self._tensor(node) is not None:
                 continue
             found: Any = self.source
             for atom in str(node.target).split("."):
                 found = getattr(found, atom)
+            if isinstance(found, fx.GraphModule):
+                user = next(iter(node.users), node)
+                raise CaptureError(
+                    f"{user.target} at {user.meta.get('source') or user.name} chooses or repeats a part of the model "
+                    "while it runs, which one graph of layers cannot hold; capture the sub-modules around it"
+                )
             if isinstance(found, Tensor):
-                name = re.sub(r"\W", "_", str(node.target))
-                while name in root._modules or name in root._parameters:
-                    name += "_"
-                root.register_buffer(name, found.detach(), persistent=False)
-                node.target = name
+                if node.target not in names:
+                    name = re.sub(r"\W", "_", str(node.target))
+                    while hasattr(root, name):  # a child, a tensor of the model, or another constant spelled alike
+                        name += "_"
+                    root.register_buffer(name, found.detach(), persistent=False)
+                    names[node.target] = name
+                node.target = names[node.target]
 
     def _canonical_targets(self) -> None:
         for node in self.graph.nodes:
             if node.op == "get_attr" and (tensor := self._tensor(node)) is not None:
                 node.target = self.names[id(tensor)]
+
+
+def _holds_more(owner: nn.Module, slots: Iterable[str]) -> bool:
+    """Whether a module has tensors that this operation does not use: a layer without them would lose them."""
+    return any(isinstance(getattr(owner, slot, None), Tensor) for slot in slots)
 
 
 def _names_in(module: nn.Module, tensors: Iterable[Tensor]) -> list[str]:

@@ -90,7 +90,7 @@ def _batch_norm(a: dict[str, Any]) -> nn.Module | None:
     if (a["weight"] is None) != (a["bias"] is None):
         return None
     cls = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(a["input"].ndim)
-    if cls is None:
+    if cls is None or a["training"] == (a["running_mean"] is not None):
         return None
     tracked = a["running_mean"] is not None
     return cls(

@@ -17,11 +17,6 @@ def flat_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     return pytree.tree_leaves((args, kwargs))
 
 
-def run_flat(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run the graph on the given inputs and return what its output node holds, without packing it."""
-    return fx.Interpreter(module).run(*flat_inputs(args, kwargs), enable_io_processing=False)
-
-
 def _same_shape(layer: Any, value: Tensor) -> Tensor:
     """Batch norm and instance norm keep the shape, so only check it.
 

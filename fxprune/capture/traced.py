@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.propagate import run_flat
+from fxprune.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +76,26 @@ class Traced:
         args, kwargs = pytree.tree_map(fresh, (self.args, self.kwargs))
         return args, kwargs
 
+    def flat(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> list[Any]:
+        """Return inputs in the order of the graph's placeholders, whatever the order of the keys that name them.
+
+        Raises:
+            InputError: They are nested in another way than the example inputs.
+        """
+        try:
+            spec = pytree.tree_structure((tuple(self.args), self.kwargs))
+            return spec.flatten_up_to((tuple(args), kwargs or {}))
+        except ValueError as error:
+            raise InputError(f"{self.name} takes inputs that are nested like its example inputs: {error}") from error
+
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> list[Tensor]:
-        """Run the graph without gradients and return its tensor outputs, flattened in order."""
+        """Run the graph without gradients and return its tensor outputs, flattened in order.
+
+        Raises:
+            InputError: The inputs are nested in another way than the example inputs.
+        """
         with torch.no_grad():
-            outputs = run_flat(self.module, args, kwargs or {})
+            outputs = fx.Interpreter(self.module).run(*self.flat(args, kwargs), enable_io_processing=False)
         return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
     def with_module(self, module: fx.GraphModule) -> Traced:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -346,3 +347,121 @@ def test_wrong_number_of_inputs() -> None:
 def test_what_is_not_a_module_is_refused(thing: Any) -> None:
     text = message(lambda: trace(thing, (normal(2, 3),)), InputError)
     assert "nn.Module" in text
+
+
+# ---------------------------------------------------------------- state, names and what a layer's call leaves out
+
+
+class Adaptive(nn.Module):
+    """A batch norm that goes by the batch in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(6, 5), nn.BatchNorm1d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.norm.running_mean, self.norm.running_var
+        return F.batch_norm(self.layer(x), mean, var, self.norm.weight, self.norm.bias, training=True)
+
+
+def test_batch_norm_by_the_batch_in_eval_mode_stays_that() -> None:
+    model = Adaptive().eval()
+    traced = trace(model, normal(4, 6))
+    before = copy.deepcopy(model.state_dict())
+    x = normal(5, 6, seed=1) * 3 + 2
+    with torch.no_grad():
+        assert_same(traced.run((x,)), [F.batch_norm(model.layer(x), None, None, training=True)])
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert any("norm.running_mean" in note for note in traced.notes)
+    assert sorted(traced.module.state_dict()) == sorted(before)
+
+
+class Counting(nn.Module):
+    """Keeps count of its calls, and uses that or not."""
+
+    count: Tensor
+
+    def __init__(self, used: bool) -> None:
+        super().__init__()
+        self.used, self.layer = used, nn.Linear(6, 5)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        y: Tensor = self.layer(x)
+        return y * self.count if self.used else y
+
+
+def test_a_model_that_depends_on_how_often_it_was_called_is_refused() -> None:
+    with pytest.raises(CaptureError, match=r"count at .*test_trace\.py.*keeps no state"):
+        trace(Counting(used=True), normal(2, 6))
+
+
+def test_state_that_nothing_depends_on_is_left_out_and_said() -> None:
+    model = Counting(used=False)
+    traced = trace(model, normal(2, 6))
+    assert any("writes into count" in note for note in traced.notes)
+    with torch.no_grad():
+        assert_same(traced.run(traced.args), [model.layer(*traced.args)])
+
+
+class Spelled(nn.Module):
+    """Constants and a buffer whose names are the same once their dots are gone."""
+
+    a_b_c: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.a, self.a_b = nn.Linear(6, 5), nn.Module(), nn.Module()
+        self.a.b_c, self.a_b.c = torch.full((5,), 2.0), torch.full((5,), 3.0)
+        self.register_buffer("a_b_c", torch.full((5,), 5.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.a.b_c, self.a_b.c
+        assert isinstance(one, Tensor)
+        assert isinstance(other, Tensor)
+        y: Tensor = (self.layer(x) + self.a_b_c) * one + other * one
+        return y
+
+
+def test_constants_of_like_names_stay_apart() -> None:
+    model = Spelled()
+    traced = trace(model, normal(2, 6))
+    with torch.no_grad():
+        assert_same(traced.run(traced.args), [model(*traced.args)])
+    assert sorted(traced.module.state_dict()) == sorted(model.state_dict())
+
+
+def test_inputs_go_by_their_names_in_any_order() -> None:
+    class Named(nn.Module):
+        def forward(self, x: dict[str, Tensor], *, scale: Tensor, shift: Tensor) -> Tensor:
+            return (x["a"] - 2 * x["b"]) * scale + shift
+
+    model, (a, b, scale, shift) = Named(), (normal(2, 3, seed=seed) for seed in range(4))
+    traced = trace(model, ({"a": a, "b": b},), kwargs={"shift": shift, "scale": scale})
+    expected = model({"a": a, "b": b}, scale=scale, shift=shift)
+    assert_same(traced.run(({"b": b, "a": a},), {"scale": scale, "shift": shift}), [expected])
+    with pytest.raises(InputError, match="nested like its example inputs"):
+        traced.run(({"a": a},), {"scale": scale, "shift": shift})
+
+
+class Choosing(nn.Module):
+    """Control flow that is part of the graph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen: Tensor = torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))
+        return chosen
+
+
+class Mapped(nn.Module):
+    """A function transform, whose values have no memory of their own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mapped: Tensor = torch.vmap(lambda row: row.add(1).sum())(x)
+        return mapped
+
+
+@pytest.mark.parametrize(("model", "said"), [(Choosing(), "cond"), (Mapped(), "Mapped")])
+def test_what_cannot_be_rewritten_is_refused(model: nn.Module, said: str) -> None:
+    with pytest.raises(CaptureError, match=said):
+        trace(model, normal(2, 6))
