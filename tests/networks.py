@@ -2318,3 +2318,127 @@ class DenseBlock(Body):
         for norm, layer in ((self.n1, self.a), (self.n2, self.b)):
             parts.append(layer(F.relu(norm(torch.cat(parts, 1)))))
         return self.classify(self.c(torch.cat(parts, 1)))
+
+
+# ---------------------------------------------------------------- what a call states and leaves out
+
+
+@network(IMAGE, "stem.weight:0 c.weight:1 c.weight:0", ENDS)
+class WeightAlone(Body):
+    """A layer's weight and its bias are used in two places, so that neither is the layer."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 6)
+        self.c = conv(5, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.c.bias is not None
+        y = F.conv2d(self.stem(x), self.c.weight, padding=1)
+        return self.classify(2 * y + self.c.bias[:, None, None])
+
+
+@network(IMAGE, "stem.weight:0 head.weight:1", HEAD)
+class SqueezeAll(nn.Module):
+    """All dimensions of size one go, and a single channel that is left is not one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = conv(3, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stem(x).squeeze(1).mean((2, 3), keepdim=True).squeeze())
+
+
+@network(IMAGE, "stem.weight:0 c.weight:1")
+class RollAround(Body):
+    """Turned once around: back where it was, however many are left."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 5)
+        self.c = conv(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.c(self.stem(x).roll(6, 1)))
+
+
+@network(IMAGE, "stem.weight:0 c.weight:1")
+class RepeatToSize(Body):
+    """The call states how many there are in the end."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 6)
+        self.c = conv(10, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.c(self.stem(x).repeat_interleave(2, dim=1, output_size=10)))
+
+
+@network(IMAGE, "stem.weight:0 c.weight:1", zero_keeps=False)
+class ExtremesOfAll(Body):
+    """The largest and smallest value of a tensor, and an extreme value in the guise of a norm."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 5)
+        self.c = conv(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = 1 + F.softplus(self.stem(x))
+        scale = x.max() + x.min() + torch.linalg.vector_norm(x, float("-inf"), dim=1, keepdim=True)
+        return self.classify(self.c(x / scale))
+
+
+@network(IMAGE, "c.weight:0", {"stem.weight:0": "stay"}, zero_keeps=False)
+class ConstantSlopes(Body):
+    """Slopes made in ``forward``, one for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 6)
+        self.c = conv(5, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.classify(self.c(F.prelu(x, torch.linspace(0.1, 0.5, 5, dtype=x.dtype))))
+
+
+@network(IMAGE, "c.weight:0", {"stem.weight:0": "bits"}, zero_keeps=False)
+class SignBits(Body):
+    """A float read as an integer."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 6)
+        self.c = conv(5, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.classify(self.c(x * (x.float().contiguous().view(torch.int32) >= 0)))
+
+
+@network(TOKENS, "q.weight:0 k.weight:0 v.weight:0 proj.weight:1", HEAD)
+class AttentionOfPairs(Heads):
+    """Two dimensions before the tokens, and both are channels of the projections."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.proj = nn.Linear(6, 24), nn.Linear(6, 24), nn.Linear(6, 24), nn.Linear(24, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).view(-1, 5, 3, 2, 4).permute(0, 2, 3, 1, 4) for layer in (self.q, self.k, self.v))
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.head(self.proj(x.permute(0, 3, 1, 2, 4).flatten(2)))
+
+
+@network(TOKENS, "q.weight:0 k.weight:0 proj.weight:1", {"memory:0": "softmax", "ask:0": "position"}, zero_keeps=False)
+class AttentionLearnedTokens(Heads):
+    """Learned tokens: one set is read, and every softmax counts it; the other asks causally, by its position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory, self.ask = nn.Parameter(torch.zeros(7, 6)), nn.Parameter(torch.zeros(9, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory, ask = (t[None].expand(x.shape[0], -1, -1) for t in (self.memory, self.ask))
+        q, k, v = (t.view(x.shape[0], -1, 3, 4).transpose(1, 2) for t in (self.q(x), self.k(memory), self.v(memory)))
+        y = F.scaled_dot_product_attention(q, k, v)
+        asked = self.q(ask).view(x.shape[0], -1, 3, 4).transpose(1, 2)
+        z = F.scaled_dot_product_attention(asked, y, y, is_causal=True).mean(2, keepdim=True)
+        return self.merge(y + z)

@@ -6,8 +6,8 @@ when its layer's weights (or the scale of the norm behind them) are zero, carrie
 layer that reads the channel then gets ``weight * constant`` added to its bias, or taken from the running mean of the
 batch norm behind it, so that no parameter is new where none has to be.
 
-A convolution that pads reads the constant in its padding too: otherwise what it gives would differ at the borders, and
-no bias could hold it. The masked reference holds exactly these constants.
+A convolution or mean pooling that pads reads the constant in its padding too: otherwise what it gives would differ at
+the borders, and no bias could hold it. The masked reference holds exactly these constants.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.capture import Traced
-from fxprune.capture.propagate import flat_inputs
 from fxprune.errors import InputError
 from fxprune.graph_tools import assign, calls_of, evaluating, module_of, place_of, tensor_uses
-from fxprune.surgery.constants import Constant, constants
+from fxprune.surgery.constants import Constant, channel_dim, constants
 from fxprune.surgery.kept import Kept
 
 READERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -122,7 +121,8 @@ def _batch_norm_of(module: fx.GraphModule, node: fx.Node) -> Any:
         return None
     norm = module_of(module, users[0])
     fits = type(norm) in BATCH_NORMS and norm.running_mean is not None and len(calls_of(module, norm)) == 1
-    return norm if fits and isinstance(node.meta.get("val"), Tensor) and node.meta["val"].ndim != 1 else None
+    # Behind a linear layer on tokens a norm's channels are the tokens.
+    return norm if fits and channel_dim(module_of(module, node), node.meta["val"].ndim) == 1 else None
 
 
 # ---------------------------------------------------------------- who reads
@@ -134,14 +134,9 @@ def _source(node: fx.Node) -> fx.Node:
     return source
 
 
-def _channel_dim(module: fx.GraphModule, node: fx.Node) -> int:
-    """Return which dimension of its input a layer sums over; an input without a batch has its channels first."""
-    layer: Any = module_of(module, node)
-    return -1 if isinstance(layer, nn.Linear) else -len(layer.kernel_size) - 1
-
-
 def _channels(kept: Kept, node: fx.Node) -> Any:
-    return kept.axes(_source(node))[_channel_dim(kept.groups.traced.module, node)]
+    axes = kept.axes(_source(node))
+    return axes[channel_dim(module_of(kept.groups.traced.module, node), len(axes))]
 
 
 def _readers(module: fx.GraphModule, kept: Kept) -> tuple[list[fx.Node], dict[fx.Node, str]]:
@@ -196,7 +191,7 @@ class _Watched(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if n in self.readers:
             value = self.env[_source(n)].detach().double()
-            d = _channel_dim(self.module, n) % value.ndim  # type: ignore[arg-type]
+            d = channel_dim(self.fetch_attr(str(n.target)), value.ndim)
             total = value.sum([k for k in range(value.ndim) if k != d])
             self.sums[n] = self.sums[n] + total if n in self.sums else total
             self.counts[n] += value.numel() // value.shape[d]
@@ -216,7 +211,7 @@ def _means(
         for number, batch in enumerate(batches, 1):
             args = batch if isinstance(batch, tuple) else (batch,)
             try:
-                watched.run(*flat_inputs(args, traced.kwargs), enable_io_processing=False)
+                watched.run(*traced.flat(args, traced.kwargs), enable_io_processing=False)
             except Exception as error:  # a graph raises whatever its operations raise on inputs that do not fit
                 raise InputError(f"calibration batch {number} does not fit the model: {error}") from error
     if not number:

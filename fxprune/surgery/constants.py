@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture import Traced
 from fxprune.capture.propagate import flat_inputs
 from fxprune.channels.rules import RULES, layers, move, same, statistics
+from fxprune.channels.rules.table import argument_of
 from fxprune.graph_tools import evaluating, wide
 from fxprune.surgery.kept import Kept
 
@@ -71,11 +72,13 @@ class _Walk(fx.Interpreter):
         if rule in _LAYERS and not self._is_prelu(node):
             layer: Any = self.fetch_attr(str(node.target))
             size = node.meta["val"].shape[d]
+            if d not in _own_dims(layer, node.meta["val"].ndim):  # what it does to channels of another dimension
+                return None
             if getattr(layer, "bias", None) is None:
                 return torch.zeros(size, dtype=torch.float64)
             return wide(layer.bias.detach()).cpu() if layer.bias.shape == (size,) else None
         if rule is statistics._space:
-            return self.vectors.get(node.args[0])  # type: ignore[arg-type]
+            return self.vectors.get(node.args[0]) if _averages(node) else None  # type: ignore[arg-type]
         if not self._passes(node, rule):
             return None
         value = self._call(node)
@@ -123,6 +126,25 @@ class _Walk(fx.Interpreter):
         layer: Any = self.fetch_attr(str(node.target))
         tensors = {name: wide(tensor) for name, tensor in layer.named_parameters()}
         return torch.func.functional_call(layer, tensors, args, kwargs)
+
+
+def channel_dim(layer: Any, ndim: int) -> int:
+    """Return which dimension of its input and output a convolution or linear layer has its channels in."""
+    return ndim - 1 if isinstance(layer, nn.Linear) else ndim - len(layer.kernel_size) - 1
+
+
+def _own_dims(layer: Any, ndim: int) -> range:
+    """Return the dimensions of a layer's output that its weight and bias are laid along."""
+    if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
+        return range(ndim - len(layer.normalized_shape), ndim)
+    if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
+        return range(d := channel_dim(layer, ndim), d + 1)
+    return range(1, 2) if ndim > 1 else range(1)
+
+
+def _averages(node: fx.Node) -> bool:
+    """Whether pooling or resampling gives a constant back: not where it divides by a number of the caller's."""
+    return argument_of(node, "divisor_override") is None
 
 
 def _is_number(node: fx.Node) -> bool:

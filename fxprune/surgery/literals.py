@@ -114,6 +114,18 @@ def unflatten(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
     rewriter.set(new, 2, "sizes", rewriter.sizes(old, new, new.args[2], before[d : d + count], after[d : d + count]))
 
 
+@rewrites("squeeze")
+def squeeze(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
+    """Drop the dimensions that were dropped, also where one single channel is left of another."""
+    source: Any = old.args[0]
+    if rewriter.kept.shape(source) != _shape(source):
+        sizes = _shape(source)
+        named = argument(old, 1, "dim", range(len(sizes)))
+        dims = [d % len(sizes) for d in ([named] if isinstance(named, int) else named)]
+        new.target, new.kwargs = aten.squeeze.dims, {}
+        new.args = (new.args[0], [d for d in dims if sizes[d] == 1])
+
+
 @rewrites("chunk", "split", "split_with_sizes", "tensor_split")
 def split(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
     """Split into what is left of each piece, whatever the sections were before."""
@@ -193,6 +205,14 @@ def _reindex(rewriter: Rewriter, new: fx.Node, source: Any, d: int, index_node: 
         rewriter.pick(new, new.args[0], d, positions)  # type: ignore[arg-type]
 
 
+@rewrites("repeat_interleave")
+def repeat_interleave(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
+    """Set the size of the result, where the call states it."""
+    d = argument(old, 2, "dim")
+    if isinstance(old.kwargs.get("output_size"), int) and isinstance(d, int):
+        new.kwargs = {**new.kwargs, "output_size": rewriter.kept.shape(old)[d]}
+
+
 @rewrites("roll")
 def roll(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
     """Turn by as many indices as are left of those that turn over the end."""
@@ -201,9 +221,9 @@ def roll(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
     result = []
     for shift, d in zip(shifts if isinstance(shifts, (list, tuple)) else [shifts], dims, strict=True):
         axis = rewriter.kept.axes(source)[d]
-        turn = shift % _shape(source)[d]
-        # what turns over the end is what is left of the last ``turn`` indices
-        result.append(shift if axis is None or not turn else int(rewriter.kept.mask(axis)[-turn:].sum()))
+        size = _shape(source)[d]
+        # what turns over the end is what is left of the last indices, as many as were turned by
+        result.append(shift if axis is None else int(rewriter.kept.mask(axis)[size - shift % size :].sum()))
     rewriter.set(new, 1, "shifts", result)
 
 

@@ -13,36 +13,39 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.propagate import flat_inputs
 from fxprune.channels.rules.statistics import reduced
+from fxprune.channels.rules.table import argument_of
+from fxprune.graph_tools import wide
 from fxprune.surgery.kept import Kept
 
 aten = torch.ops.aten
-_NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Widened(fx.Interpreter):
     """Runs a graph in float64, casting one layer at a time, so that no second copy of the model is held."""
 
-    def widen(self, value: Any) -> Any:
-        """Return a value with every narrow float tensor, and every mention of a narrow float type, made float64."""
-        if isinstance(value, Tensor):
-            return value.detach().double() if value.dtype in _NARROW else value.detach()
-        return torch.float64 if value in _NARROW else value
-
     def run_flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         """Run on example inputs and return the tensor outputs in order."""
-        inputs = [self.widen(value) if isinstance(value, Tensor) else value for value in flat_inputs(args, kwargs)]
+        inputs = [wide(value) for value in flat_inputs(args, kwargs)]
         with torch.no_grad():
             outputs = self.run(*inputs, enable_io_processing=False)
         return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node; one that reads the bits of a number has them in the width that they had."""
+        if n.target is not aten.view.dtype:
+            return super().run_node(n)
+        (value, dtype), _ = self.fetch_args_kwargs_from_env(n)
+        source: Any = n.args[0]
+        return wide(value.to(source.meta["val"].dtype).view(dtype))
+
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Return a parameter or buffer in double precision."""
-        return self.widen(super().get_attr(target, args, kwargs))
+        return wide(super().get_attr(target, args, kwargs))
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Call an operation, with every dtype that it is given widened."""
         if isinstance(target, torch._ops.OpOverload):
-            args, kwargs = pytree.tree_map_only(torch.dtype, self.widen, (args, kwargs))
+            args, kwargs = pytree.tree_map_only(torch.dtype, wide, (args, kwargs))
         return super().call_function(target, args, kwargs)
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -51,7 +54,7 @@ class Widened(fx.Interpreter):
 
     def call_layer(self, layer: Any, args: Any, kwargs: Any) -> Any:
         """Call a layer with its tensors widened."""
-        tensors = {name: self.widen(t) for name, t in [*layer.named_parameters(), *layer.named_buffers()]}
+        tensors = {name: wide(t) for name, t in [*layer.named_parameters(), *layer.named_buffers()]}
         plain = isinstance(layer, nn.modules.conv._ConvNd) and not isinstance(layer, nn.modules.conv._ConvTransposeNd)
         if (
             plain
@@ -116,7 +119,7 @@ class Masked(Widened):
             name: [self.kept.groups.axis(f"{target}.{name}", d) for d in range(w.ndim)]
             for name, w in layer.named_parameters()
         }
-        weights = {name: self._zeroed(self.widen(w), axes[name]) for name, w in layer.named_parameters()}
+        weights = {name: self._zeroed(wide(w), axes[name]) for name, w in layer.named_parameters()}
         return torch.func.functional_call(layer, weights, args, kwargs)
 
     def _zeroed(self, value: Any, axes: Any) -> Any:
@@ -132,7 +135,7 @@ class Masked(Widened):
     def _over_constants(self, node: fx.Node) -> Tensor:
         """Call a convolution or linear layer on its input with the removed channels filled with their constants."""
         layer: Any = self.fetch_attr(str(node.target))
-        weight, bias = self.widen(layer.weight), None if layer.bias is None else self.widen(layer.bias)
+        weight, bias = wide(layer.weight), None if layer.bias is None else wide(layer.bias)
         (value,), _ = self.fetch_args_kwargs_from_env(node)
         if isinstance(layer, nn.Linear):
             return nn.functional.linear(self._filled(value, -1, self.constants[node.name]), weight, bias)
@@ -153,28 +156,11 @@ class Masked(Widened):
 
     def _statistic_masks(self, node: fx.Node) -> dict[int, Any]:
         """Return, for an operation that takes statistics, which indices of each of its statistic dimensions stay."""
-        dims = self._statistic_dims(node)
+        dims = statistic_dims(node, self.module)
         if not dims:
             return {}
         masks = self.kept.masks(node.args[0])  # type: ignore[arg-type]
         return {d: masks[d] for d in dims if masks[d] is not None}
-
-    def _statistic_dims(self, node: fx.Node) -> set[int]:
-        source = node.args[0] if node.args else None
-        if not isinstance(source, fx.Node) or not isinstance(source.meta.get("val"), Tensor):
-            return set()
-        ndim = source.meta["val"].ndim
-        if node.op == "call_module":
-            layer = self.fetch_attr(str(node.target))
-            if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
-                return set(range(ndim - len(layer.normalized_shape), ndim))
-            return {1} if isinstance(layer, nn.GroupNorm) else set()
-        packet = getattr(node.target, "overloadpacket", None)
-        if packet in (aten.layer_norm, aten.rms_norm):
-            return set(range(ndim - len(node.args[1]), ndim))  # type: ignore[arg-type]
-        if packet is aten.group_norm:
-            return {1}
-        return reduced(node, ndim) if packet in _STATISTICS else set()
 
     def _over_kept(self, node: fx.Node, masks: dict[int, Any]) -> Any:
         """Gather what is left, run the operation on it, and put the result back in place."""
@@ -210,7 +196,7 @@ class Masked(Widened):
 
     def _call_narrowed_layer(self, node: fx.Node, value: Tensor, places: dict[int, Tensor], ndim: int) -> Tensor:
         layer: Any = self.fetch_attr(str(node.target))
-        weight, bias = (None if t is None else self.widen(t) for t in (layer.weight, getattr(layer, "bias", None)))
+        weight, bias = (None if t is None else wide(t) for t in (layer.weight, getattr(layer, "bias", None)))
         if isinstance(layer, nn.GroupNorm):
             groups = self.kept.groups_left(node) or layer.num_groups
             weight, bias = (None if t is None else t.index_select(0, places[1]) for t in (weight, bias))
@@ -222,6 +208,35 @@ class Masked(Widened):
         return nn.functional.layer_norm(value, shape, weight, bias, layer.eps)
 
 
+def statistic_dims(node: fx.Node, module: nn.Module) -> set[int]:
+    """Return the dimensions that an operation takes statistics over: what is left of them changes the result."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or not isinstance(source.meta.get("val"), Tensor):
+        return set()
+    ndim = source.meta["val"].ndim
+    if node.op == "call_module":
+        layer: Any = module.get_submodule(str(node.target))
+        if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
+            return set(range(ndim - len(layer.normalized_shape), ndim))
+        return {1} if isinstance(layer, nn.GroupNorm) else set()
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet in (aten.layer_norm, aten.rms_norm):
+        return set(range(ndim - len(node.args[1]), ndim))  # type: ignore[arg-type]
+    if packet is aten.group_norm:
+        return {1}
+    if packet in (aten.max, aten.min) and len(node.all_input_nodes) > 1:  # of two tensors, element by element
+        return set()
+    return reduced(node, ndim) if packet in _STATISTICS else set()
+
+
+def spread_correction(node: fx.Node) -> int:
+    """Return what a variance takes from the number of values that it divides by; 0 for any other statistic."""
+    if getattr(node.target, "overloadpacket", None) not in _SPREADS:
+        return 0
+    correction = argument_of(node, "correction")
+    return int(argument_of(node, "unbiased", True)) if correction is None else int(correction)
+
+
 def _narrow_last(tensor: Tensor, places: dict[int, Tensor], ndim: int) -> Tensor:
     """Gather what is left of a weight that spans the last dimensions of an activation with ``ndim`` dimensions."""
     for d, place in places.items():
@@ -229,5 +244,7 @@ def _narrow_last(tensor: Tensor, places: dict[int, Tensor], ndim: int) -> Tensor
     return tensor
 
 
-_REDUCTIONS = {aten.mean, aten.amax, aten.amin, aten.var, aten.std, aten.prod, aten.logsumexp, aten.all}
+_SPREADS = {aten.var, aten.std}
+_REDUCTIONS = _SPREADS | {aten.mean, aten.amax, aten.amin, aten.max, aten.min, aten.prod, aten.logsumexp}
+_REDUCTIONS |= {aten.all, aten.norm, aten.linalg_vector_norm}  # a norm of negative order is an extreme value
 _STATISTICS = _REDUCTIONS | {aten.softmax, aten.log_softmax, aten._softmax}

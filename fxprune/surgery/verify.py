@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from fxprune.capture import Traced
 from fxprune.channels import Groups, find_groups
@@ -17,6 +18,8 @@ from fxprune.surgery.compensate import compensation_of
 from fxprune.surgery.constants import Constant
 from fxprune.surgery.kept import Kept, removal_of
 from fxprune.surgery.reference import Masked, Widened
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,9 @@ def verify_cut(
     calibration: Iterable[Any] | None = None,
     tolerance: float = 1e-9,
 ) -> Verification:
-    """Check in float64 that the cut graph computes what the original does without the removed channels, on its inputs.
+    """Check in float64 that the cut graph computes what the original does without the removed channels.
+
+    The inputs are the example's, with one sample more where the batch is dynamic.
 
     Args:
         traced: The original.
@@ -74,8 +79,11 @@ def verify_with(
     traced: Traced, pruned: Traced, kept: Kept, constants: Mapping[str, Constant], *, tolerance: float = 1e-9
 ) -> Verification:
     """Check as :func:`verify_cut` does, with what the removed channels hold where they are read already known."""
-    reference = Masked(traced.module, kept, constants).run_flat(traced.args, traced.kwargs)
-    found = Widened(pruned.module).run_flat(pruned.args, pruned.kwargs)
+    inputs, reference = _reference(traced, kept, constants)
+    try:
+        found = Widened(pruned.module).run_flat(*inputs)
+    except Exception as error:  # a graph raises whatever its operations raise
+        raise VerifyError(f"the cut model does not run where the original does: {error}") from error
     if len(reference) != len(found):
         raise VerifyError(f"the cut model has {len(found)} outputs, the original {len(reference)}")
     if all(_is_vacuous(output) for output in reference):
@@ -86,12 +94,40 @@ def verify_with(
     errors = [relative_error(a, b) for a, b in zip(found, reference, strict=True)]
     result = Verification(max(errors), "float64", tolerance, len(errors))
     if not result.ok:
-        where = _first_difference(traced, pruned, kept, constants, tolerance)
+        where = _first_difference(traced, pruned, kept, constants, inputs, tolerance)
         raise VerifyError(
             f"the cut model differs from the masked reference by {result.max_relative_error:.3g} "
             f"(allowed: {tolerance:g}); {where}"
         )
     return result
+
+
+def _reference(traced: Traced, kept: Kept, constants: Mapping[str, Constant]) -> tuple[Inputs, list[Tensor]]:
+    """Run the reference at another batch size than the example's, where it can be, and return the inputs too.
+
+    The labels were worked out at the size of the example. Some mistakes only show at another: a reshape may split it
+    by chance where it would split no other.
+    """
+    inputs: Inputs = (traced.args, traced.kwargs)
+    if traced.batch_is_dynamic:
+        larger: Inputs = pytree.tree_map(lambda leaf: _one_more(leaf, traced.batch), inputs)
+        try:
+            return larger, Masked(traced.module, kept, constants).run_flat(*larger)
+        except Exception:  # an input whose first dimension is no batch, or a size that the model cannot take
+            pass
+    try:
+        return inputs, Masked(traced.module, kept, constants).run_flat(*inputs)
+    except Exception as error:
+        raise VerifyError(
+            f"the original does not run in float64, so that nothing can be compared with it: {error}; "
+            "switch the check off (verify=False) and compare on data of your own"
+        ) from error
+
+
+def _one_more(leaf: Any, batch: int) -> Any:
+    if not isinstance(leaf, Tensor) or not leaf.ndim or leaf.shape[0] != batch:
+        return leaf
+    return torch.cat([leaf, leaf[:1]])
 
 
 def relative_error(found: Tensor, reference: Tensor) -> float:
@@ -134,7 +170,12 @@ class _RecordedWidened(_Recorded, Widened):
 
 
 def _first_difference(
-    traced: Traced, pruned: Traced, kept: Kept, constants: Mapping[str, Constant], tolerance: float
+    traced: Traced,
+    pruned: Traced,
+    kept: Kept,
+    constants: Mapping[str, Constant],
+    inputs: Inputs,
+    tolerance: float,
 ) -> str:
     """Name the first node whose kept values differ.
 
@@ -142,8 +183,8 @@ def _first_difference(
     """
     one, other = _RecordedMasked(traced.module, kept, constants), _RecordedWidened(pruned.module)
     one.values, other.values = {}, {}
-    one.run_flat(traced.args, traced.kwargs)
-    other.run_flat(pruned.args, pruned.kwargs)
+    one.run_flat(*inputs)
+    other.run_flat(*inputs)
     for node in traced.module.graph.nodes:
         a, b = one.values.get(node.name), other.values.get(node.name)
         if node.op == "output" or not isinstance(a, Tensor) or not isinstance(b, Tensor):

@@ -123,6 +123,58 @@ def test_padding_holds_the_constant_too() -> None:
     assert_close(small.run((x,)), [expected])
 
 
+class Tokens(nn.Module):
+    """A linear layer without bias, and behind it a norm whose channels are the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 7), nn.Linear(7, 5, bias=False)
+        self.norm, self.head = nn.BatchNorm1d(5), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.b(F.relu(self.a(x)))))  # type: ignore[no-any-return]
+
+
+def test_a_norm_over_tokens_takes_no_constant_of_channels() -> None:
+    model = random_model(Tokens())
+    traced = fxprune.trace(model, torch.randn(2, 5, 6, dtype=torch.float64))
+    removed = {"a.weight": {0: [1, 4]}, "a.bias": {0: [1, 4]}, "b.weight": {1: [1, 4]}}
+    small = cut(traced, plan_of(traced, removed, "constant"))
+    args, _ = traced.inputs(batch=3, seed=2)
+    with torch.no_grad():
+        assert_close(small.run(args), [without_weights(model, removed)(*args)])
+    assert small.module.get_parameter("b.bias").shape == (5,)
+
+
+class Across(nn.Module):
+    """Layers that work on the width of an image, which has as many entries as there are channels."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.a, self.layer, self.c, self.head = nn.Conv2d(3, 8, 1), layer, nn.Conv2d(8, 6, 1), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.c(self.layer(self.a(x))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class ByThree(nn.Module):
+    """Pooling that divides by another number than it sums over."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 2, divisor_override=3)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(8, 8), nn.LayerNorm(8), ByThree()])
+def test_a_constant_that_does_not_survive_is_none(layer: nn.Module) -> None:
+    traced = fxprune.trace(random_model(Across(layer)), torch.randn(2, 3, 8, 8, dtype=torch.float64))
+    gone = [1, 5]
+    removed = {"a.weight": {0: gone}, "a.bias": {0: gone}, "c.weight": {1: gone}}
+    plan = plan_of(traced, removed, "constant")
+    found = compensation_of(traced, plan, Kept(find_groups(traced), removed))
+    assert not found.constants
+    assert [place for place, _ in found.skipped] == ["c"]
+
+
 def test_no_parameter_is_new_where_a_batch_norm_can_take_the_constant() -> None:
     model = random_model(Bottleneck(bias=False))
     traced = fxprune.trace(model, (torch.randn(2, 3, 9, 9, dtype=torch.float64),))

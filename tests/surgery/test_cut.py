@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture import Traced
+from fxprune.capture import Traced, trace
 from fxprune.channels import find_groups
 from fxprune.channels.groups import Groups
 from fxprune.errors import PlanError, VerifyError
@@ -377,3 +377,73 @@ def test_part_of_a_unit_is_refused() -> None:
     part = {"a.weight": {0: [2]}}
     with pytest.raises(PlanError, match=r"a\.bias|b\.weight"):
         cut(traced, part, groups)
+
+
+class Scrambled(nn.Module):
+    """A transposition undone by a reshape: what is a channel and what a sample depends on the size of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x.transpose(1, 2)).permute(2, 0, 1).reshape(x.shape[0], 4, 3)
+        return self.head(y.transpose(1, 2))  # type: ignore[no-any-return]
+
+
+def test_is_checked_at_another_batch_size_than_it_was_worked_out_at() -> None:
+    traced = trace(Scrambled().double(), torch.randn(2, 4, 3, dtype=torch.float64))
+    groups = find_groups(traced)
+    removed = choose(groups, 0)
+    if removed:
+        with pytest.raises(VerifyError, match="reshape"):
+            verify_cut(traced, cut(traced, removed, groups), removed, groups)
+
+
+class Pieces(nn.Module):
+    """Statistics over a slice of the channels."""
+
+    def __init__(self, statistic: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.statistic, self.stem, self.head = statistic, nn.Linear(3, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x) * self.statistic(x[:, :2])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("statistic", "gone"),
+    [
+        (lambda piece: piece.mean(1, keepdim=True), [0, 1]),
+        (lambda piece: piece.amax(1, keepdim=True), [0, 1]),
+        (lambda piece: piece.softmax(1).sum(1, keepdim=True), [0, 1]),
+        (lambda piece: piece.var(1, keepdim=True), [1]),
+    ],
+    ids=["mean", "amax", "softmax", "var"],
+)
+def test_a_statistic_of_nothing_is_refused(statistic: Callable[[Tensor], Tensor], gone: list[int]) -> None:
+    traced = trace(Pieces(statistic).double(), torch.randn(2, 3, dtype=torch.float64))
+    groups = find_groups(traced)
+    axis = groups.axis("stem.weight", 0)
+    assert axis is not None
+    with pytest.raises(PlanError, match="keep more of these channels"):
+        cut(traced, groups.removal(axis[gone].tolist()), groups)
+
+
+def test_complex_weights_are_compared_in_double_precision() -> None:
+    class Spectrum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.hidden, self.head = nn.Linear(8, 8), nn.Linear(8, 6), nn.Linear(6, 4)
+            self.filter = nn.Parameter(torch.randn(5, 5, dtype=torch.complex64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.fft.irfft(torch.fft.rfft(self.stem(x)) @ self.filter)
+            return self.head(torch.relu(self.hidden(x)))  # type: ignore[no-any-return]
+
+    traced = trace(Spectrum(), torch.randn(2, 8))
+    groups = find_groups(traced)
+    removed = choose(groups, 0)
+    assert removed
+    assert verify_cut(traced, cut(traced, removed, groups), removed, groups).max_relative_error <= TOLERANCE

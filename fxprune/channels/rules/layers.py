@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.channels.labels import Axes, Axis
 from fxprune.channels.rules.same import broadcast
-from fxprune.channels.rules.table import Flow, packets, rule
+from fxprune.channels.rules.table import Flow, argument_of, packets, rule
 
 aten = torch.ops.aten
 
@@ -59,16 +59,6 @@ def conv_module(flow: Flow, node: fx.Node) -> Axes:
     return _convolve(flow, node, weight, bias, layer.groups, tuple(layer.weight.shape))
 
 
-def _functional(node: fx.Node, name: str, default: Any = None) -> Any:
-    """Return an argument of an ATen call by its name in the schema."""
-    for position, found in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        if found.name == name:
-            if position < len(node.args):
-                return node.args[position]
-            return node.kwargs.get(name, found.default_value if found.has_default_value() else default)
-    return default
-
-
 def _bias(flow: Flow, value: Any) -> Axis | None:
     return flow.axes(value)[0] if isinstance(value, fx.Node) else None
 
@@ -77,8 +67,8 @@ def _bias(flow: Flow, value: Any) -> Axis | None:
 def conv(flow: Flow, node: fx.Node) -> Axes:
     """Ends the input's channels at dimension 1 of the weight and begins those of dimension 0 (see ``_convolve``)."""
     weight = node.args[1]
-    bias = _bias(flow, _functional(node, "bias"))
-    return _convolve(flow, node, flow.axes(weight), bias, _functional(node, "groups"), flow.shape(weight))
+    bias = _bias(flow, argument_of(node, "bias"))
+    return _convolve(flow, node, flow.axes(weight), bias, argument_of(node, "groups"), flow.shape(weight))
 
 
 def _transposed(
@@ -113,8 +103,8 @@ def transposed_module(flow: Flow, node: fx.Node) -> Axes:
 def transposed(flow: Flow, node: fx.Node) -> Axes:
     """Ends the input's channels at dimension 0 of the weight; each group begins those of dimension 1."""
     weight = node.args[1]
-    bias = _bias(flow, _functional(node, "bias"))
-    return _transposed(flow, node, flow.axes(weight), bias, _functional(node, "groups"), flow.shape(weight))
+    bias = _bias(flow, argument_of(node, "bias"))
+    return _transposed(flow, node, flow.axes(weight), bias, argument_of(node, "groups"), flow.shape(weight))
 
 
 def _linear(flow: Flow, node: fx.Node, weight: Axes, bias: Axis | None) -> Axes:
@@ -139,14 +129,14 @@ def linear(flow: Flow, node: fx.Node) -> Axes:
     if len(weight) == 1:
         flow.meet(flow.axes(node.args[0])[-1], weight[0])
         return flow.axes(node.args[0])[:-1]
-    return _linear(flow, node, weight, _bias(flow, _functional(node, "bias")))
+    return _linear(flow, node, weight, _bias(flow, argument_of(node, "bias")))
 
 
 @rule(*packets("_weight_norm"))
 def weight_norm(flow: Flow, node: fx.Node) -> Axes:
     """One gain per slice along one dimension; what is cut from the others adds nothing to the norms."""
     axes = list(flow.axes(node.args[0]))
-    d = int(_functional(node, "dim")) % len(axes)
+    d = int(argument_of(node, "dim")) % len(axes)
     gain = flow.axes(node.args[1])
     axes[d] = flow.meet(axes[d], gain[d])
     return tuple(axes)
@@ -271,29 +261,39 @@ def addmm(flow: Flow, node: fx.Node) -> Axes:
 
 @rule(*packets("scaled_dot_product_attention"))
 def attention(flow: Flow, node: fx.Node) -> Axes:
-    """Ties the widths of query and key, the lengths of key and value, and the heads of all three."""
+    """Ties the widths of query and key, and the heads of all three; the tokens that are read stay, like the causal."""
     q, k, v = node.args[:3]
     aq, ak, av = flow.axes(q), flow.axes(k), flow.axes(v)
-    sq, sk = flow.shape(q), flow.shape(k)
+    sq, sk, sv = flow.shape(q), flow.shape(k), flow.shape(v)
     flow.meet(aq[-1], ak[-1])
-    flow.meet(ak[-2], av[-2])
-    heads = aq[-3] if len(aq) > 2 else None
-    if len(aq) > 2:
-        if sq[-3] != sk[-3] and heads is not None:  # grouped queries: each key head serves several query heads
-            rows, rest = flow.labels.split(heads, (sk[-3], sq[-3] // sk[-3]), flow.place)
-            flow.freeze(rest, "every key head serves the same number of query heads")
-            flow.meet(rows, ak[-3])
-        else:
-            flow.meet(heads, ak[-3])
+    for axis in (ak[-2], av[-2]):
+        flow.freeze(axis, "a token that attention reads has a share in every softmax")
+    if argument_of(node, "is_causal"):
+        flow.freeze(aq[-2], "what a token of causal attention reads follows from its position")
+    outer = 2
+    if min(len(aq), len(ak)) > 2 and 1 not in (sq[-3], sk[-3]) and sq[-3] != sk[-3]:
+        outer = 3  # each key head serves several query heads
+        _grouped_heads(flow, aq[-3], ak[-3], (sq[-3], sk[-3]))
         flow.meet(ak[-3], av[-3])
+    sizes: tuple[int, ...] = torch.broadcast_shapes(sq[:-outer], sk[:-outer], sv[:-outer])  # type: ignore[no-untyped-call]
+    operands = [(aq[:-outer], sq[:-outer]), (ak[:-outer], sk[:-outer]), (av[:-outer], sv[:-outer])]
+    lead = (*broadcast(flow, operands, tuple(sizes)), *aq[-outer:-2])
     for axis in (*aq[:-2], *ak[:-2]):
         if axis is not None:
             flow.labels.heads.append(axis)
-    mask = _functional(node, "attn_mask")
-    scores = (*sq[:-1], sk[-2])
+    mask = argument_of(node, "attn_mask")
+    scores = (*flow.shape(node)[:-1], sk[-2])
     if isinstance(mask, fx.Node):
-        broadcast(flow, [(flow.axes(mask), flow.shape(mask)), ((*aq[:-2], aq[-2], ak[-2]), scores)], scores)
-    return (*aq[:-1], av[-1])
+        broadcast(flow, [(flow.axes(mask), flow.shape(mask)), ((*lead, aq[-2], None), scores)], scores)
+    return (*lead, aq[-2], av[-1])
+
+
+def _grouped_heads(flow: Flow, queries: Axis | None, keys: Axis | None, sizes: tuple[int, int]) -> None:
+    rows, rest = None, None
+    if queries is not None:
+        rows, rest = flow.labels.split(queries, (sizes[1], sizes[0] // sizes[1]), flow.place)
+    flow.freeze(rest, "every key head serves the same number of query heads")
+    flow.meet(rows, keys)
 
 
 def _spelled_out(equation: str, ndims: list[int]) -> tuple[str, str]:

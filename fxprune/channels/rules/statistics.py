@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxprune.channels.labels import Axes
-from fxprune.channels.rules.layers import _functional
-from fxprune.channels.rules.table import Flow, integer, packets, rule
+from fxprune.channels.rules.table import Flow, argument_of, integer, packets, rule
 
 aten = torch.ops.aten
 
 
-def _per_channel(flow: Flow, axes: Axes, tensors: list[Any], d: int = 1) -> Axes:
-    """Vectors with one value per channel go with the channels."""
+def _per_channel(flow: Flow, axes: Axes, vectors: list[Axes], d: int = 1) -> Axes:
+    """Vectors with one value per channel go with the channels; those that carry no labels keep them whole."""
     result = list(axes)
-    for found in tensors:
-        if found is not None and len(found) == 1 and found[0] is not None:
-            result[d] = flow.meet(result[d], found[0])
+    for (axis,) in vectors:
+        result[d] = flow.meet(result[d], axis, "meets a vector of values that stay")
     return tuple(result)
+
+
+def _vectors(flow: Flow, operands: Iterable[Any]) -> list[Axes]:
+    """Return the labels of the operands that hold more than a single value."""
+    return [flow.axes(n) for n in operands if flow.is_tensor(n) and flow.shape(n) not in ((), (1,))]
+
+
+def _own_vectors(flow: Flow, layer: nn.Module, *names: str) -> list[Axes]:
+    """Return the labels of a layer's own vectors of these names, which may be missing or hold a single value."""
+    tensors = [getattr(layer, name, None) for name in names]
+    return [flow.parameter(t) for t in tensors if isinstance(t, Tensor) and t.numel() > 1]
 
 
 @rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.PReLU)
 def per_channel_module(flow: Flow, node: fx.Node) -> Axes:
     """Weights, biases and running statistics are tied to the channels, and the channels pass."""
-    layer = flow.layer(node)
-    tensors = [getattr(layer, name, None) for name in ("weight", "bias", "running_mean", "running_var")]
-    d = 1 if len(flow.shape(node)) > 1 else 0
-    return _per_channel(flow, flow.axes(node.args[0]), [flow.parameter(t) for t in tensors if isinstance(t, Tensor)], d)
+    vectors = _own_vectors(flow, flow.layer(node), "weight", "bias", "running_mean", "running_var")
+    return _per_channel(flow, flow.axes(node.args[0]), vectors, 1 if len(flow.shape(node)) > 1 else 0)
 
 
 @rule(*packets("batch_norm", "instance_norm", "prelu"))
 def per_channel(flow: Flow, node: fx.Node) -> Axes:
     """Vectors with one value per channel are tied to the channels, and the channels pass."""
-    operands = [flow.axes(n) for n in node.args[1:] if flow.is_tensor(n)]
-    return _per_channel(flow, flow.axes(node.args[0]), operands)
+    return _per_channel(flow, flow.axes(node.args[0]), _vectors(flow, node.args[1:]))
 
 
 def _over_last(flow: Flow, node: fx.Node, tensors: list[Any]) -> Axes:
@@ -63,8 +70,8 @@ def layer_norm(flow: Flow, node: fx.Node) -> Axes:
     return _over_last(flow, node, [flow.axes(n) for n in node.args[1:] if flow.is_tensor(n)])
 
 
-def _group_norm(flow: Flow, node: fx.Node, groups: int, tensors: list[Any]) -> Axes:
-    axes = _per_channel(flow, flow.axes(node.args[0]), tensors)
+def _group_norm(flow: Flow, node: fx.Node, groups: int, vectors: list[Axes]) -> Axes:
+    axes = _per_channel(flow, flow.axes(node.args[0]), vectors)
     if axes[1] is not None and groups > 1:
         rows, _ = flow.labels.split(axes[1], (groups, axes[1].size // groups), flow.place)
         flow.groups[node] = rows
@@ -75,16 +82,13 @@ def _group_norm(flow: Flow, node: fx.Node, groups: int, tensors: list[Any]) -> A
 def group_norm_module(flow: Flow, node: fx.Node) -> Axes:
     """Channels are a grid of (group, member), and its affine vectors are tied to them."""
     layer: Any = flow.layer(node)
-    return _group_norm(
-        flow, node, layer.num_groups, [flow.parameter(t) for t in (layer.weight, layer.bias) if t is not None]
-    )
+    return _group_norm(flow, node, layer.num_groups, _own_vectors(flow, layer, "weight", "bias"))
 
 
 @rule(*packets("group_norm"))
 def group_norm(flow: Flow, node: fx.Node) -> Axes:
     """Channels are a grid of (group, member), and its affine vectors are tied to them."""
-    tensors = [flow.axes(n) for n in node.args[2:] if flow.is_tensor(n)]
-    return _group_norm(flow, node, integer(node.args[1]), tensors)
+    return _group_norm(flow, node, integer(node.args[1]), _vectors(flow, node.args[2:]))
 
 
 @rule(*packets("softmax", "log_softmax", "softmin", "_softmax"))
@@ -111,7 +115,7 @@ def reduce(flow: Flow, node: fx.Node) -> Axes:
 def reduced(node: fx.Node, ndim: int) -> set[int]:
     """Return the dimensions that a reduction or a normalisation takes its statistics over."""
     name = "dim" if any(a.name == "dim" for a in node.target._schema.arguments) else ""  # type: ignore[union-attr]
-    dims = _functional(node, name) if name else None
+    dims = argument_of(node, name) if name else None
     if dims is None or dims == []:
         return set(range(ndim))
     return {int(d) % ndim for d in (dims if isinstance(dims, (list, tuple)) else [dims])}

@@ -106,7 +106,7 @@ class Flow:
         self, one: Axis | None, other: Axis | None, what: str = "meets a batch, space or sequence dimension"
     ) -> Axis | None:
         """Relate dimensions that are used index by index: tied if both are labelled, frozen if one is opaque."""
-        if one is None or other is None:
+        if one is None or other is None or one.size != other.size:  # of unlike sizes: not index by index after all
             self.freeze(one, what)
             self.freeze(other, what)
             return None
@@ -200,6 +200,16 @@ def packets(*names: str) -> list[Any]:
 def integer(value: Any) -> int:
     """Return an argument that the schema promises to be a number; the types of ``node.args`` do not say so."""
     return int(value)
+
+
+def argument_of(node: fx.Node, name: str, default: Any = None) -> Any:
+    """Return an argument of an ATen call by its name in the schema, or the schema's default."""
+    for position, found in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if found.name == name:
+            if position < len(node.args):
+                return node.args[position]
+            return node.kwargs.get(name, found.default_value if found.has_default_value() else default)
+    return default
 
 
 def _short(source: str) -> str:
