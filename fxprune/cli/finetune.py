@@ -54,7 +54,7 @@ class Options:
     workers: int = 0
     over_parameterize: float | None = None
     distill: bool = False
-    gamma: float = 3000.0
+    gamma: float = 100.0
     logits: float = 0.0
     original_epochs: float | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -89,7 +89,11 @@ def run(options: Options) -> None:
     plan = _read_plan(options.plan)
     pruned = dense if plan is None else _prune(dense, plan, steps)
     recipe = _recipe(options, dense, pruned)
-    trained = _train(options, recipe, dense, pruned, splits)
+    try:
+        trained = _train(options, recipe, dense, pruned, splits)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"the same command goes on from {options.out / TRAINING}") from stop
+    _leave()
     if not trained.is_main:
         return
     report: dict[str, Any] = {
@@ -109,6 +113,14 @@ def run(options: Options) -> None:
     _show(report, options.out)
     if not report["ok"]:
         raise VerifyError(f"the ONNX file differs from the model; see {options.out / 'report.json'}")
+
+
+def _leave() -> None:
+    """Part from the other processes: what is left to do is done by one."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _is_main() -> bool:
@@ -243,10 +255,11 @@ def _versions() -> dict[str, str]:
 
 
 def _say_epoch(row: Row, epochs: int) -> None:
+    extra = f" + {row['extra_loss']:.4f} for its teacher" if row["extra_loss"] else ""
     right = f", {row['validation_accuracy']:.1%} right" if "validation_accuracy" in row else ""
     say(
-        f"{row['seconds']:6.1f} s  epoch {row['epoch'] + 1}/{epochs}: loss {row['train_loss']:.4f}, on the validation "
-        f"set {row['validation_loss']:.4f}{right}",
+        f"{row['seconds']:6.1f} s  epoch {row['epoch'] + 1}/{epochs}: loss {row['train_loss']:.4f}{extra}, "
+        f"on the validation set {row['validation_loss']:.4f}{right}",
         err,
     )
 

@@ -145,8 +145,8 @@ def finetune(  # noqa: PLR0913 - every choice of a training is one
     ] = None,
     distill: Annotated[bool, typer.Option("--distill", help="Learn from the model before the plan, too.")] = False,
     distill_similarity: Annotated[
-        float, typer.Option("--distill-similarity", help="Weight of the similarities between samples.")
-    ] = 3000.0,
+        float, typer.Option("--distill-similarity", help="Weight of the similarities; up to 3000 for long trainings.")
+    ] = 100.0,
     distill_logits: Annotated[float, typer.Option("--distill-logits", help="Weight of the logits.")] = 0.0,
     epochs: Annotated[int, typer.Option("--epochs", help="Times through the training images.")] = 10,
     batch: Annotated[int, typer.Option("--batch", help="Images per process and forward pass.")] = 64,

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -20,7 +21,7 @@ from fxprune import passes
 from fxprune.capture import Traced, trace
 from fxprune.errors import EnvironmentProblem, InputError, TrainingError
 from fxprune.pipeline import Pipeline
-from fxprune.training import Distillation, Finetuned, Objective, Recipe, evaluate, finetune
+from fxprune.training import Distillation, Finetuned, Objective, Recipe, evaluate, finetune, load_data
 from fxprune.training.checkpoint import load_checkpoint
 from fxprune.training.trainer import CHECKPOINT
 from tests.training.conftest import Convnet, Pruned
@@ -248,6 +249,23 @@ def test_data_that_cannot_be_learned_from(tmp_path: Path, data: Any, words: str)
     with pytest.raises(InputError, match=words):
         finetune(Convnet(), data, recipe=QUICK, out=tmp_path)
     assert not (tmp_path / CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_named_and_the_last_checkpoint_stays(tmp_path: Path, workers: int) -> None:
+    places = [tmp_path / "images" / "ab"[index % 2] / f"{index}.png" for index in range(40)]
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (0, 90, 0)).save(place)
+    splits = load_data(f"folder:{tmp_path / 'images'}", size=8)
+    loader = DataLoader(
+        splits.train, batch_size=2, num_workers=workers, multiprocessing_context="fork" if workers else None
+    )
+    last = splits.train.dataset.samples[splits.train.indices[-1]][0]  # type: ignore[attr-defined]
+    Path(last).write_bytes(Path(last).read_bytes()[:40])
+    with pytest.raises(InputError, match=rf"{last} cannot be read"):
+        finetune(Convnet(), loader, recipe=Recipe(epochs=1, save_every=1), out=tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run" / CHECKPOINT)["progress"]["step"] == len(loader) - 1
 
 
 def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
