@@ -65,12 +65,12 @@ def run(options: BenchOptions) -> None:
             partial = {"schema": SCHEMA, "complete": False, "rows": [], "models": specs}
             write_json(options.json, partial)
             raise
-    show(found)
     write_json(options.json, found.to_dict())
     if options.plot is not None:
         from fxprune.cli.plot import plot
 
         plot(found, options.plot)
+    show(found)
     if found.interrupted:
         raise typer.Exit(INTERRUPTED)
 

@@ -68,8 +68,9 @@ def _judge(options: GateOptions) -> GateResult:
         raise InputError("name the file to compare with: --baseline FILE, or baseline in [gate] of fxprune.toml")
     say(f"measuring for at most {config.settings.seconds:g} s", err)  # a spinner's thread would be measured too
     result = run_gate(options.candidate, baseline, config, keep_interrupted=True)
+    _write(options, result)  # before anything is printed: whoever reads along may stop reading
     _show(result)
-    _write(options, result)
+    _annotate(result)
     say(headline(result), err)
     return result
 
@@ -106,7 +107,7 @@ def _show(result: GateResult) -> None:
 
 
 def _write(options: GateOptions, result: GateResult) -> None:
-    from fxprune.deploy.gate import junit, markdown, workflow_commands
+    from fxprune.deploy.gate import junit, markdown
 
     write_json(options.json, result.to_dict())
     if options.junit is not None:
@@ -114,6 +115,11 @@ def _write(options: GateOptions, result: GateResult) -> None:
     if options.summary is not None:
         write_text(options.summary, markdown(result))
     _append_step_summary(markdown(result))
+
+
+def _annotate(result: GateResult) -> None:
+    from fxprune.deploy.gate import workflow_commands
+
     if _on_github():
         for line in workflow_commands(result):
             print(line)  # not through rich, which would wrap it
