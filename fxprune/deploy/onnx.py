@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import onnx_ir
 
 BATCH = "batch"
+_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_NO_SCOPE = "_empty_nn_module_stack"  # the exporter's mark of nodes that no module asked for
 
 
 @dataclass(frozen=True)
@@ -213,15 +215,17 @@ def _check_batch(traced: Traced, model: onnx_ir.Model) -> None:
 
 
 def _module_path(node: onnx_ir.Node) -> str:
-    """Return the module that a node came from: the owner of its weights, or else the scope that the exporter noted.
+    """Return the module that a node came from: the scope that the exporter noted, or for a product the weight's owner.
 
-    The owner goes first because a convolution that the exporter fused with a batch norm carries the batch norm's scope.
+    A convolution that the exporter fused with a batch norm carries the batch norm's scope. For other nodes the scope is
+    better: equal constants, such as the weights of untrained norms, are stored once, under one owner's name.
     """
-    for value in node.inputs:
-        if value is not None and value.const_value is not None and value.name and "." in value.name:
-            return value.name.rpartition(".")[0]
+    if node.op_type in _PRODUCTS:
+        for value in node.inputs:
+            if value is not None and value.const_value is not None and value.name and "." in value.name:
+                return value.name.rpartition(".")[0]
     scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))  # ends with the node's own
-    return str(scopes[-2]) if len(scopes) > 1 else ""
+    return str(scopes[-2]) if len(scopes) > 1 and not str(scopes[-2]).startswith(_NO_SCOPE) else ""
 
 
 def _strip(model: onnx_ir.Model) -> None:
