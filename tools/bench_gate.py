@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fxprune.deploy.files import atomic_write
 from fxprune.deploy.gate import GateConfig, run_gate
-from fxprune.deploy.interleave import Settings
 from fxprune.deploy.machine import machine
 
 LAYERS = {"same": 20, "slower": 22}
@@ -79,7 +79,10 @@ def busy(count: int) -> Iterator[None]:
 
 def trial(kind: str, number: int, files: dict[str, Path], options: argparse.Namespace) -> dict[str, Any]:
     """Run the gate once."""
-    settings = Settings(seconds=options.seconds, threads=options.threads, seed=number)
+    given = {"seconds": options.seconds, "threads": options.threads, "seed": number}
+    if options.min_seconds is not None:
+        given["min_seconds"] = options.min_seconds
+    settings = replace(GateConfig().settings, **given)
     start, cpu = time.perf_counter(), time.process_time()
     result = run_gate(files[kind], files["same"], GateConfig(settings))
     spent, cpu = time.perf_counter() - start, time.process_time() - cpu
@@ -204,10 +207,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--command", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--min-seconds", type=float, help="the gate's own if left out")
     parser.add_argument("--markdown", type=Path, help="page with markers for the table")
     options = parser.parse_args()
     results: dict[str, Any] = {"schema": 1, "busy": options.busy, "limit_seconds": options.seconds}
-    results |= {"threads": options.threads}
+    results |= {"threads": options.threads, "min_seconds": options.min_seconds}
     results |= {"machine": machine(), "trials": [], "commands": []}
     if options.out.is_file():
         results |= {key: value for key, value in json.loads(options.out.read_text()).items() if key != "summary"}

@@ -48,6 +48,7 @@ class Settings:
         threads: Threads within an operator; they sleep while they wait.
         batch: Batch size, where it is dynamic.
         seconds: Time at most, warm-up included; at least ``min_rounds`` rounds are run whatever they take.
+        min_seconds: Time at least, where there is that much, however soon there is enough.
         min_rounds: Fewest rounds.
         max_rounds: Most rounds.
         sizes: Sizes of other dynamic dimensions than the batch, by name.
@@ -69,12 +70,15 @@ class Settings:
     seed: int = 0
     pin: bool = False
     keep_interrupted: bool = False
+    min_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         if self.threads < 1 or self.batch < 1 or not self.seconds > 0:
             raise InputError(
                 f"threads, batch and seconds must be positive, not {self.threads}, {self.batch} and {self.seconds:g}"
             )
+        if not self.min_seconds >= 0:
+            raise InputError(f"min_seconds must be zero or more, not {self.min_seconds:g}")
         if not 2 <= self.min_rounds <= self.max_rounds:
             raise InputError(
                 f"rounds must be from 2 up and the fewest ({self.min_rounds}) no more than the most "
@@ -154,7 +158,7 @@ def _measure(
     samples = {arm: Samples() for arm in arms}
     interrupted = False
     try:
-        _rounds(arms, samples, settings, enough, start + settings.seconds)
+        _rounds(arms, samples, settings, enough, start)
     except KeyboardInterrupt:
         done = min(len(sample.cpu_ms) for sample in samples.values())  # written after wall_ms
         if not settings.keep_interrupted or done < 2:
@@ -229,7 +233,7 @@ def _rounds(
     samples: Mapping[str, Samples],
     settings: Settings,
     enough: Enough,
-    end: float,
+    start: float,
 ) -> None:
     order = list(arms)
     shuffle = random.Random(settings.seed).shuffle
@@ -240,9 +244,10 @@ def _rounds(
             timed(arms[arm], samples[arm])
         if done < settings.min_rounds:
             continue
-        if time.perf_counter() >= end:
+        spent = time.perf_counter() - start
+        if spent >= settings.seconds:
             return
-        if done >= check_at:
+        if done >= check_at and spent >= settings.min_seconds:
             if enough(samples):
                 return
             check_at = done + max(done // 8, 1)  # ever rarer: the statistics cost time too

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -54,6 +55,21 @@ def test_it_asks_whether_there_is_enough(files: dict[str, Path]) -> None:
     found = interleave({"a": files["small"]}, Settings(seconds=30), enough)
     assert asked == [20, 22, 24]
     assert len(found.samples["a"].cpu_ms) == 24
+
+
+def test_it_does_not_ask_before_the_least_time(files: dict[str, Path]) -> None:
+    times: list[float] = []
+    start = time.perf_counter()
+
+    def enough(_: Mapping[str, Samples]) -> bool:
+        times.append(time.perf_counter() - start)
+        return True
+
+    interleave({"a": files["small"]}, Settings(seconds=30, min_seconds=0.5), enough)
+    assert len(times) == 1
+    assert times[0] >= 0.5
+    with pytest.raises(InputError, match="min_seconds"):
+        Settings(min_seconds=-1)
 
 
 class _Stops:

@@ -18,11 +18,14 @@ DEFAULT_RULES: Mapping[str, Rule] = MappingProxyType(
     {name: Rule(check.level, check.limit) for name, check in CHECKS.items()}
 )
 
+_MIN_SECONDS = 5.0  # a verdict could often be had sooner, but its interval is what people read and compare over time
+
 _SETTINGS: Mapping[str, tuple[type, ...]] = {
     "runtime": (str,),
     "threads": (int,),
     "batch": (int,),
     "seconds": (int, float),
+    "min_seconds": (int, float),
     "seed": (int,),
     "pin": (bool,),
     "sizes": (dict,),
@@ -42,7 +45,7 @@ class GateConfig:
         source: The file that it was read from; "" for the defaults.
     """
 
-    settings: Settings = field(default_factory=Settings)
+    settings: Settings = field(default_factory=lambda: Settings(min_seconds=_MIN_SECONDS))
     rules: Mapping[str, Rule] = field(default_factory=lambda: DEFAULT_RULES)
     baseline: Path | None = None
     golden: Path | None = None
@@ -112,7 +115,7 @@ class _Reader:
             self._require(type(size) is int and size > 0, f"{self.table}.sizes.{name}", size, "a size")
         paths = {key: self._path(key, values[key]) for key in _PATHS if key in values}
         try:
-            settings = Settings(**given)
+            settings = Settings(**{"min_seconds": _MIN_SECONDS, **given})
         except InputError as error:
             raise InputError(f"{self.path}, [{self.table}]: {error}") from error
         return GateConfig(settings, self._rules(values.get("checks", {})), **paths, source=str(self.path))
