@@ -119,7 +119,7 @@ class Golden:
         feeds = matched(dict(self.inputs), session.inputs, "the baseline's inputs and the candidate's")
         given = list(session.run(feeds).values())
         if len(given) != len(self.outputs):
-            finite = all(_finite(array) for array in given)
+            finite = all(is_finite(array) for array in given)
             names = f"{len(given)} outputs instead of {len(self.outputs)}"
             return OutputParity((OutputDistance(names, float("inf"), finite, False),), self.source)
         pairs = zip(self.outputs.items(), given, strict=True)
@@ -163,21 +163,22 @@ def _fits(array: NDArray[Any], spec: TensorSpec) -> bool:
     return array.dtype == spec.dtype and array.ndim == len(spec.shape) and same
 
 
-def _finite(array: NDArray[Any]) -> bool:
+def is_finite(array: NDArray[Any]) -> bool:
+    """Return whether an array has neither NaN nor infinity."""
     return array.dtype.kind not in "fc" or bool(np.isfinite(array).all())
 
 
 def _distance(name: str, b: NDArray[Any], a: NDArray[Any]) -> OutputDistance:
     constant = b.size > 1 and bool((b == b.flat[0]).all())
     if a.shape != b.shape or a.dtype != b.dtype:
-        return OutputDistance(name, float("inf"), _finite(a), constant)
+        return OutputDistance(name, float("inf"), is_finite(a), constant)
     if b.dtype.kind not in "fc":
         return OutputDistance(name, float((a != b).mean()) if b.size else 0.0, True, constant)
     good = np.isfinite(b)
     if not np.array_equal(np.isfinite(a), good):
-        return OutputDistance(name, float("inf"), _finite(a), constant)
+        return OutputDistance(name, float("inf"), is_finite(a), constant)
     wide = np.complex128 if b.dtype.kind == "c" else np.float64
     off = float(np.abs(a[good].astype(wide) - b[good]).max(initial=0.0))
     scale = float(np.abs(b[good].astype(wide)).max(initial=0.0))
     error = 0.0 if off == 0 else off / scale if scale else float("inf")
-    return OutputDistance(name, error, _finite(a), constant)
+    return OutputDistance(name, error, is_finite(a), constant)

@@ -37,6 +37,7 @@ class Samples:
 
 
 Enough = Callable[[Mapping[str, Samples]], bool]
+Inspect = Callable[[Mapping[str, Session]], None]
 
 
 @dataclass(frozen=True)
@@ -118,13 +119,16 @@ class Interleaved:
     notes: tuple[str, ...]
 
 
-def interleave(models: Mapping[str, Model], settings: Settings, enough: Enough) -> Interleaved:
+def interleave(
+    models: Mapping[str, Model], settings: Settings, enough: Enough, inspect: Inspect | None = None
+) -> Interleaved:
     """Load the models and run each once per round, in an order drawn anew each time, until there is enough.
 
     Args:
         models: What the runtime takes, by name. One model may be there twice: it is loaded twice.
         settings: How to measure.
         enough: Told the samples now and then; says whether to stop.
+        inspect: Given the loaded models before they are timed: loading a large one again would cost more than it.
 
     Raises:
         InputError: A model cannot be loaded, or they take different inputs.
@@ -138,6 +142,8 @@ def interleave(models: Mapping[str, Model], settings: Settings, enough: Enough) 
             sessions[name] = get_runtime(settings.runtime).load(model, settings.threads)
             stack.callback(sessions[name].close)
         _check_same_inputs(sessions)
+        if inspect is not None:
+            inspect(sessions)
         arms, first_ms = {}, {}
         for name, session in sessions.items():
             arms[name], first_ms[name], note = _runner(name, session, settings)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fxprune.deploy.interleave import Interleaved, Samples, Settings, interleave
+from fxprune.deploy.interleave import Inspect, Interleaved, Samples, Settings, interleave
 from fxprune.deploy.machine import load_average, machine
 from fxprune.deploy.runtimes import Clock, Model
 from fxprune.deploy.statistics import Estimate, drift, paired_ratio, percentiles
@@ -198,13 +198,22 @@ def measure_latency(  # noqa: PLR0913  (options behind the star, each with a def
 
 
 def compare_latency(
-    candidate: Model, baseline: Model, settings: Settings, *, precision: float = 0.01, limit: float | None = None
+    candidate: Model,
+    baseline: Model,
+    settings: Settings,
+    *,
+    precision: float = 0.01,
+    limit: float | None = None,
+    inspect: Inspect | None = None,
 ) -> Latency:
-    """Do what :func:`measure_latency` does, with the options in one place."""
+    """Do what :func:`measure_latency` does, with the options in one place.
+
+    ``inspect`` is given the loaded models, by ``candidate``, ``baseline`` and ``control``, before they are timed.
+    """
     rules = Rules(settings.clock, precision, limit, settings.seed)
     where = machine()
     models = {"candidate": candidate, "baseline": baseline, "control": baseline}
-    found = interleave(models, settings, rules.enough)
+    found = interleave(models, settings, rules.enough, inspect)
     return _latency(found, rules, settings, {**where, "load_after": load_average()})
 
 

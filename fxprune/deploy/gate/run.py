@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +13,11 @@ from fxprune.deploy.figures import file_figures
 from fxprune.deploy.gate.baseline import Record, golden_path, read_record
 from fxprune.deploy.gate.checks import Finding, Side, latency_finding, parity_findings, skipped, static_findings
 from fxprune.deploy.gate.config import GateConfig
-from fxprune.deploy.golden import Golden, OutputParity
+from fxprune.deploy.golden import Golden, OutputParity, is_finite
 from fxprune.deploy.kernels import kernel_figures
 from fxprune.deploy.latency import Latency, compare_latency
 from fxprune.deploy.machine import machine
-from fxprune.deploy.runtimes import get_runtime
+from fxprune.deploy.runtimes import Session
 
 Outcome = Literal["pass", "fail", "inconclusive", "interrupted"]
 
@@ -111,8 +111,7 @@ def run_gate(candidate: Path, baseline: Path, config: GateConfig, *, keep_interr
     gate = _Gate(candidate, baseline, config)
     try:
         gate.static()
-        gate.outputs()
-        gate.latency(keep_interrupted)
+        gate.measured(keep_interrupted)
     except KeyboardInterrupt:
         if not keep_interrupted:
             raise
@@ -147,29 +146,27 @@ class _Gate:
             if candidate.file.sha256 == baseline.file.sha256:
                 self._notes.append("candidate and baseline are the same file")
 
-    def outputs(self) -> None:
-        settings, rules = self._config.settings, self._config.rules
-        with _Timer(self._seconds, "outputs"):
-            runtime = get_runtime(settings.runtime)
-            session = runtime.load(self._baseline, settings.threads)
-            golden = self._golden(lambda path: Golden.load(path, session)) or Golden.of(
-                session, batch=settings.batch, sizes=settings.sizes, seed=settings.seed
-            )
-            bad = sum(not _all_finite(array) for array in golden.outputs.values())
-            other = runtime.load(self._candidate, settings.threads)
-            self._parity = golden.compare(other)
-            session.close()
-            other.close()
-            self._findings += parity_findings(self._parity, bad, rules)
-
-    def latency(self, keep_interrupted: bool) -> None:
+    def measured(self, keep_interrupted: bool) -> None:
+        """Compare outputs and times, on the same loaded models."""
         rule = self._config.rules["latency"]
         settings = replace(self._config.settings, keep_interrupted=keep_interrupted)
+        options: dict[str, Any] = {"limit": rule.limit, "inspect": self._outputs}
         with _Timer(self._seconds, "latency"):
-            self._latency = compare_latency(self._candidate, self._baseline, settings, limit=rule.limit)
+            self._latency = compare_latency(self._candidate, self._baseline, settings, **options)
+        self._seconds["latency"] -= self._seconds.get("outputs", 0.0)
         self.interrupted = self._latency.interrupted
         self._notes += self._latency.notes
         self._findings.append(latency_finding(self._latency, rule))
+
+    def _outputs(self, sessions: Mapping[str, Session]) -> None:
+        settings = self._config.settings
+        with _Timer(self._seconds, "outputs"):
+            golden = self._golden(sessions["baseline"]) or Golden.of(
+                sessions["baseline"], batch=settings.batch, sizes=settings.sizes, seed=settings.seed
+            )
+            bad = sum(not is_finite(array) for array in golden.outputs.values())
+            self._parity = golden.compare(sessions["candidate"])
+            self._findings += parity_findings(self._parity, bad, self._config.rules)
 
     def result(self) -> GateResult:
         done = {finding.check: finding for finding in self._findings}
@@ -194,11 +191,11 @@ class _Gate:
         figures = file_figures(path, batch=settings.batch, sizes=settings.sizes)
         return Side(figures, kernel_figures(path, runtime=settings.runtime))
 
-    def _golden(self, load: Callable[[Path], Golden]) -> Golden | None:
+    def _golden(self, session: Session) -> Golden | None:
         if self._config.golden is not None:
-            return load(self._config.golden)
+            return Golden.load(self._config.golden, session)
         kept = golden_path(self._baseline)
-        return load(kept) if kept.is_file() else None
+        return Golden.load(kept, session) if kept.is_file() else None
 
 
 class _Timer:
@@ -230,12 +227,6 @@ def _changes(record: Record, baseline: Side, where: Mapping[str, Any]) -> list[s
                 f"onnxruntime {where['onnxruntime']} makes other kernels of the baseline than {then} did: {moved}"
             )
     return notes
-
-
-def _all_finite(array: Any) -> bool:
-    import numpy as np
-
-    return array.dtype.kind not in "fc" or bool(np.isfinite(array).all())
 
 
 def _dict(value: Any) -> Any:

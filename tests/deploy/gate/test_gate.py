@@ -166,7 +166,7 @@ def test_nan_fails(files: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_different_inputs_are_refused(files: dict[str, Path]) -> None:
-    with pytest.raises(InputError, match="differ, so that nothing can be compared"):
+    with pytest.raises(InputError, match="different inputs and cannot be compared"):
         run_gate(files["other"], files["small"], CONFIG)
 
 
