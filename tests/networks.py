@@ -2337,6 +2337,20 @@ class WeightAlone(Body):
         return self.classify(2 * y + self.c.bias[:, None, None])
 
 
+@network(IMAGE, "c.weight:0", {"stem.weight:0": "single channel"})
+class SplitSingles(Body):
+    """Pieces of one channel each, which would broadcast."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 6)
+        self.c = conv(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        a, b, c, d = x.split(1, 1)
+        return self.classify(self.c(x * (a + b)) * (c - d))
+
+
 @network(IMAGE, "stem.weight:0 head.weight:1", HEAD)
 class SqueezeAll(nn.Module):
     """All dimensions of size one go, and a single channel that is left is not one of them."""

@@ -174,7 +174,7 @@ def select(flow: Flow, node: fx.Node) -> Axes:
 
 @rule(*packets("slice"))
 def slice_(flow: Flow, node: fx.Node) -> Axes:
-    """The labels inside the bounds stay; a single one is picked by number, and frozen."""
+    """The labels inside the bounds stay."""
     axes = list(flow.axes(node.args[0]))
     d = int(argument(node, 1, "dim", 0)) % len(axes)
     bounds = [argument(node, 2, "start"), argument(node, 3, "end"), argument(node, 4, "step", 1)]
@@ -183,9 +183,6 @@ def slice_(flow: Flow, node: fx.Node) -> Axes:
         flow.freeze(axis, "sliced at a place known only at run time")
         axis = None
     axes[d] = None if axis is None else axis[slice(*bounds)]
-    if axes[d] is not None and axes[d].size <= 1:  # type: ignore[union-attr]
-        flow.freeze(axes[d], "a single channel is picked by number")
-        axes[d] = None
     return tuple(axes)
 
 

@@ -162,7 +162,18 @@ class Flow:
         """Walk over the graph once, in order."""
         for node in self.module.graph.nodes:
             self.node = node
-            self.env[node] = self._visit(node)
+            self.env[node] = self._without_singles(self._visit(node))
+
+    def _without_singles(self, found: Any) -> Any:
+        """Freeze the only label of a dimension: without it nothing is left that could be broadcast or reshaped."""
+        if isinstance(found, list):
+            return [self._without_singles(item) for item in found]
+        if not isinstance(found, tuple):
+            return found
+        for axis in found:
+            if axis is not None and axis.size == 1:
+                self.freeze(axis, "a single channel is picked by number")
+        return tuple(None if axis is not None and axis.size == 1 else axis for axis in found)
 
     def _visit(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
