@@ -176,12 +176,14 @@ def markdown(results: dict[str, Any]) -> str:
         rows.append((text, f"{found['command']['overhead_median']:.0%}", ""))
     loads = [one["load"] for one in results["trials"]]
     lines = [f"| {what} | {value} | {target} |" for what, value, target in rows]
+    pace = "Measuring stopped as soon as it was decided (`min_seconds = 0`)." if results["min_seconds"] == 0 else ""
     single = np.median([one["baseline_cpu_ms"] for one in results["trials"]])
     where_text = (
         f"{where['processor']}, {where['cores']} cores, onnxruntime {where['onnxruntime']}, {results['threads']} "
         f"thread(s), beside {results['busy']} busy processes; load {min(loads):.1f} to {max(loads):.1f}. "
-        f"One inference takes {single:.1f} ms."
+        f"One inference takes {single:.1f} ms. {pace}"
     )
+    where_text = where_text.strip()
     return "\n".join(["| | measured | asked for |", "|---|---|---|", *lines, "", where_text])
 
 
