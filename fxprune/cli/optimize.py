@@ -16,6 +16,8 @@ from fxprune.cli.output import staging
 from fxprune.cli.summary import PARITY_TOLERANCE, show
 from fxprune.errors import EnvironmentProblem, InputError, VerifyError
 
+_GAIN_SECONDS = 3.0
+
 
 @dataclass(frozen=True)
 class Options:
@@ -153,7 +155,7 @@ def _plan(options: Options, budget: dict[str, Any], dense: Any, groups: Any) -> 
         "seed": options.seed,
     }
     if options.latency is None:
-        return make_plan(dense, **budget, **how, groups=groups), []
+        return make_plan(dense, **budget, **how, step=_step(options), groups=groups), []
     found = plan_for_latency(
         dense, options.latency, runtime=options.runtime, threads=options.threads, seconds=options.seconds,
         groups=groups, progress=lambda line: say(f"          {line}", err), **how,
@@ -165,6 +167,7 @@ def _deploy(options: Options, dense: Any, final: Any, report: dict[str, Any], st
     """Export, compare and measure what was asked for, and put the figures into the report."""
     if not options.onnx:
         return
+    from fxprune.deploy.gain import explain_gain
     from fxprune.deploy.latency import measure_latency
     from fxprune.deploy.latency_budget import served, takes_files
     from fxprune.deploy.onnx import export_onnx
@@ -186,21 +189,35 @@ def _deploy(options: Options, dense: Any, final: Any, report: dict[str, Any], st
     report["seconds"] |= stages.seconds
     if not options.measure:
         return
-    with tempfile.TemporaryDirectory() as scratch, stages.step("latency", "measure latency beside the dense model"):
+    dense = served(dense)
+    with tempfile.TemporaryDirectory() as scratch:
         candidate: Any = final
-        baseline: Any = served(dense)
+        baseline: Any = dense
+        with stages.step("latency", "measure latency beside the dense model"):
+            if takes_files(options.runtime):
+                before = export_onnx(dense, Path(scratch) / "dense.onnx")
+                candidate, baseline = path, before.path
+            found = measure_latency(
+                candidate, baseline, runtime=options.runtime, threads=options.threads, seconds=options.seconds,
+                seed=options.seed,
+            )  # fmt: skip
         if takes_files(options.runtime):
-            candidate, baseline = path, export_onnx(baseline, Path(scratch) / "dense.onnx").path
-        found = measure_latency(
-            candidate,
-            baseline,
-            runtime=options.runtime,
-            threads=options.threads,
-            seconds=options.seconds,
-            seed=options.seed,
-        )
+            with stages.step("gain", "explain the gain layer by layer"):
+                gain = explain_gain(
+                    (dense, before), (final, exported), step=_step(options), runtime=options.runtime,
+                    threads=options.threads, seconds=min(options.seconds, _GAIN_SECONDS),
+                )  # fmt: skip
+            report["gain"] = gain.to_dict()
     report["latency"] = {**found.to_dict(samples=False), "control_holds": found.control_holds}
     report["seconds"] |= stages.seconds
+
+
+def _step(options: Options) -> int:
+    """Return the step of widths that was measured on this machine and runtime, or else what its processor suggests."""
+    from fxprune.deploy.probe import known_step
+    from fxprune.planning.budget import native_step
+
+    return known_step(options.runtime, options.threads) or native_step()
 
 
 def _write(folder: Path, pruned: Any, plan: Any, report: dict[str, Any]) -> None:

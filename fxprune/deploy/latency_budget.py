@@ -14,7 +14,7 @@ from fxprune.channels import Groups, find_groups
 from fxprune.deploy.interleave import Settings
 from fxprune.deploy.latency import Latency, compare_latency
 from fxprune.deploy.onnx import export_onnx
-from fxprune.deploy.probe import layer_shapes, probe
+from fxprune.deploy.probe import known_step, layer_shapes, probe
 from fxprune.deploy.runtimes import DEFAULT_RUNTIME, Model, get_runtime
 from fxprune.deploy.runtimes.torch_runtime import TorchRuntime
 from fxprune.errors import BudgetError, EnvironmentProblem, InputError
@@ -30,6 +30,9 @@ _AIM = 0.98
 
 _NEAR = 0.955
 """What counts as met: at least this share of the budget is used."""
+
+_EDGE = 0.993
+"""How near to the target an interval may end."""
 
 _TRIALS = 8
 _SHORTEST, _LONGEST = 0.3, 0.97  # of the last share, while every ratio is above the budget
@@ -61,6 +64,21 @@ class _Search:
 
     target: float
     trials: list[tuple[float, float]] = field(default_factory=list)
+    noise: float = 0.0
+
+    @property
+    def aim(self) -> float:
+        """The ratio to hit: so far below the target that an interval as wide as the last one lies within."""
+        return self.target * min(_AIM, _EDGE / (1 + self.noise))
+
+    def record(self, share: float, latency: Latency) -> None:
+        """Note what a share led to, and how far the interval reaches above it."""
+        self.trials.append((share, latency.ratio))
+        self.noise = latency.ratio_high / latency.ratio - 1
+
+    def is_near(self, latency: Latency) -> bool:
+        """Whether what meets the target uses what it allows, as far as the noise lets anyone tell."""
+        return latency.ratio >= _NEAR * self.target or latency.ratio_high >= _EDGE**2 * self.target
 
     def next_share(self) -> float:
         """Return the share to ask for next: the budget at first, then on the line through the nearest known ratios.
@@ -68,7 +86,7 @@ class _Search:
         Everything keeps everything, so (1, 1) is always known. Measured ratios grow with the share, but in steps, and
         noise can turn neighbours round, so a step is bounded.
         """
-        aim = self.target * _AIM
+        aim = self.aim
         if not self.trials:
             return aim
         known = [(1.0, 1.0), *self.trials]
@@ -145,7 +163,7 @@ def _search(
     options: dict[str, Any],
 ) -> LatencyPlan:
     best: LatencyPlan | None = None
-    seen: dict[str, Latency] = {}
+    seen: set[str] = set()
     reason = ""
     for _ in range(_TRIALS):
         share = search.next_share()
@@ -154,16 +172,17 @@ def _search(
         except BudgetError as error:
             reason = str(error)
             break
-        key = str(plan.removed)
-        latency = seen.get(key) or measure(served(cut(traced, plan, groups)))
-        search.trials.append((share, latency.ratio))
+        if plan.hash in seen and best is not None:
+            break  # there is nothing between what fits and what does not
+        seen.add(plan.hash)
+        latency = measure(served(cut(traced, plan, groups)))
+        search.record(share, latency)
         say(f"asked for {share:.3f}: measured {latency.ratio:.3f} [{latency.ratio_low:.3f}, {latency.ratio_high:.3f}]")
         met = latency.ratio_high <= search.target and latency.control_holds
         if met and (best is None or latency.ratio > best.latency.ratio):
             best = LatencyPlan(_settled(plan, search.target, latency), latency, share, (), table)
-        if key in seen or (met and latency.ratio >= _NEAR * search.target):
+        if met and search.is_near(latency):
             break
-        seen[key] = latency
     if best is None:
         tried = ", ".join(f"{ratio:.3f}" for _, ratio in search.trials) or "none"
         raise BudgetError(
@@ -254,9 +273,13 @@ def make_plan(traced: Traced, *, latency: float | None = None, **options: Any) -
     """Decide what to remove, as :func:`fxprune.planning.make_plan` does, with ``latency`` as a measured budget.
 
     With ``latency=0.5`` the plan is searched that keeps the most importance at half the dense model's measured latency
-    (see :func:`plan_for_latency`, whose options ``runtime``, ``threads``, ``batch`` and ``seconds`` are taken too).
+    (see :func:`plan_for_latency`, whose options ``runtime``, ``threads``, ``batch`` and ``seconds`` are taken too). For
+    other budgets ``runtime`` and ``threads`` say whose step of widths to round to, where it has been probed.
     """
     if latency is None or options.get("times") is not None:
+        runtime, threads = options.pop("runtime", None), options.pop("threads", 1)
+        if runtime is not None and options.get("step") is None:
+            options["step"] = known_step(runtime, threads)
         return planning.make_plan(traced, latency=latency, **options)
     others = [name for name in ("macs", "params", "channels", "bytes") if options.get(name) is not None]
     if others:

@@ -382,6 +382,11 @@ def cache_file(runtime: str, threads: int, cache: Path | None = None) -> Path:
     return (cache or default_cache()) / f"{machine()['fingerprint']}-{runtime}-{threads}.json"
 
 
+def known_step(runtime: str = DEFAULT_RUNTIME, threads: int = 1, cache: Path | None = None) -> int | None:
+    """Return the step of widths in the cache, None where nothing was measured yet."""
+    return _read(cache_file(runtime, threads, cache))[1]
+
+
 def _read(path: Path) -> tuple[dict[LayerShape, float], int | None]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

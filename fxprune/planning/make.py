@@ -35,6 +35,7 @@ def make_plan(  # noqa: PLR0913 - the options of one decision, all by keyword
     importance: Importance = "l2",
     allocation: str | None = None,
     round_to: int | str = "auto",
+    step: int | None = None,
     protect: str | Iterable[str] = (),
     compensate: str | None = None,
     seed: int = 0,
@@ -63,8 +64,9 @@ def make_plan(  # noqa: PLR0913 - the options of one decision, all by keyword
             within families of equal structure, ``latency`` loses the least importance per millisecond saved. Ranks
             compare magnitudes after division by their family's mean. None: ``latency`` for a latency budget, else
             ``global``.
-        round_to: widths are left whole or become multiples of this; ``auto`` starts with the step of ``times``, or this
-            CPU's channel block, and relaxes it as far as the budget needs.
+        round_to: widths are left whole or become multiples of this; ``auto`` starts with ``step`` and relaxes it as far
+            as the budget needs.
+        step: in which the runtime works, for ``auto``; None takes that of ``times``, or this CPU's channel block.
         protect: glob patterns over parameter names whose output channels stay.
         compensate: what the surgery does with a removed channel's constant: None, ``constant`` or ``mean``; recorded in
             the plan.
@@ -77,7 +79,8 @@ def make_plan(  # noqa: PLR0913 - the options of one decision, all by keyword
             rest.
     """
     budget = parse_budget(macs=macs, params=params, channels=channels, bytes=bytes, latency=latency)
-    steps, patterns = rounding_steps(round_to, None if times is None else times.step), parse_patterns(protect)
+    measured = step if step is not None or times is None else times.step
+    steps, patterns = rounding_steps(round_to, measured), parse_patterns(protect)
     allocation = allocation or ("latency" if latency is not None else "global")
     check_allocation(allocation)
     if times is None and "latency" in (budget.metric, allocation):

@@ -142,6 +142,7 @@ def test_it_lands_within_the_budget_in_few_trials(target: float, fixed: float, b
 
 def test_the_first_question_is_the_budget_itself() -> None:
     assert _Search(0.5).next_share() == pytest.approx(0.5 * latency_budget._AIM)
+    assert _Search(0.5, noise=0.05).next_share() < 0.48
 
 
 def test_between_the_nearest_on_either_side() -> None:
