@@ -11,6 +11,7 @@ from typing import Any
 
 import fxprune
 from fxprune.cli.console import Stages, err, say
+from fxprune.cli.coupled import coupled
 from fxprune.cli.loading import capture, load_model, parse_fraction
 from fxprune.cli.output import staging
 from fxprune.cli.summary import PARITY_TOLERANCE, show
@@ -121,6 +122,7 @@ def _optimize(options: Options, budget: dict[str, Any], stages: Stages, folder: 
             "total": len(listed),
             "prunable": sum(g.units > 0 for g in listed),
             "frozen": [{"parameters": [n for n, _ in g.parameters], "reason": g.reason} for g in listed if not g.units],
+            **coupled(groups, plan),
         },
         "verify": {"max_relative_error": check.max_relative_error, "dtype": check.dtype, "ok": check.ok},
         "notes": [*dense.notes, *plan.notes],
