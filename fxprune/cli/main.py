@@ -66,12 +66,19 @@ def options(
 @app.command()
 @guarded
 def optimize(  # noqa: PLR0913 - every option of the main command is one
+    context: typer.Context,
     *,
-    model: Model,
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="package.module:callable or path/file.py:callable; or from the recipe."),
+    ] = None,
     out: Annotated[
-        Path,
-        typer.Option("--out", help="Folder for model.onnx, model.safetensors, plan.json, report.json, report.html."),
-    ],
+        Path | None,
+        typer.Option("--out", help="Folder for model.onnx, model.safetensors, plan.json and the reports."),
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="TOML file with all of this; options here go before it.")
+    ] = None,
     input: Inputs = None,
     model_arg: ModelArgs = None,
     weights: Weights = None,
@@ -99,22 +106,34 @@ def optimize(  # noqa: PLR0913 - every option of the main command is one
     no_latency: Annotated[bool, typer.Option("--no-latency", help="Do not measure the latency of the result.")] = False,
     onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Export to ONNX.")] = True,
     seconds: Annotated[float, typer.Option("--seconds", help="Time for the latency measurement.")] = 10.0,
+    print_recipe: Annotated[
+        bool, typer.Option("--print-recipe", help="Print this run as a recipe; without --out, only that.")
+    ] = False,
+    print_script: Annotated[
+        bool, typer.Option("--print-script", help="Print this run as a Python script; without --out, only that.")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
     """Prune under a budget, prove the result, export and measure.
 
     Batch norms are fused on the way. Files appear in the folder only when all is done.
     """
-    from fxprune.cli.optimize import Options, run
+    from fxprune.cli.optimize import run_or_print
 
-    run(
-        Options(
-            model=model, out=out, inputs=tuple(input or ()), model_args=tuple(model_arg or ()), weights=weights,
-            macs=macs, params=params, channels=channels, latency=latency, importance=importance,
-            allocation=allocation, round_to=round_to, protect=tuple(protect or ()), threads=threads, runtime=runtime,
-            compensate=compensate, measure=not no_latency, onnx=onnx, seconds=seconds, seed=seed,
-        )
-    )  # fmt: skip
+    values = {
+        "model": model, "out": out, "input": tuple(input or ()), "model_arg": tuple(model_arg or ()),
+        "weights": weights, "macs": macs, "params": params, "channels": channels, "latency": latency,
+        "importance": importance, "allocation": allocation, "round_to": round_to, "protect": tuple(protect or ()),
+        "threads": threads, "runtime": runtime, "compensate": compensate, "no_latency": no_latency, "onnx": onnx,
+        "seconds": seconds, "seed": seed,
+    }  # fmt: skip
+    given = {name: value for name, value in values.items() if _was_given(context, name)}
+    run_or_print(recipe, given, print_recipe=print_recipe, print_script=print_script)
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 @app.command()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +12,28 @@ import fxprune
 from fxprune.cli.console import Stages, err, say
 from fxprune.cli.coupled import coupled
 from fxprune.cli.loading import capture, load_model, parse_fraction
+from fxprune.cli.options import NOWHERE, Options, PassChoice, merge
 from fxprune.cli.output import staging
+from fxprune.cli.recipe import read_recipe, write_recipe
+from fxprune.cli.script import write_script
 from fxprune.cli.summary import PARITY_TOLERANCE, show
 from fxprune.errors import EnvironmentProblem, InputError, VerifyError
 
 _GAIN_SECONDS = 3.0
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options of the command, as given."""
-
-    model: str
-    out: Path
-    inputs: tuple[str, ...] = ()
-    model_args: tuple[str, ...] = ()
-    weights: Path | None = None
-    macs: float | None = None
-    params: float | None = None
-    channels: float | None = None
-    latency: float | None = None
-    importance: str = "l2"
-    allocation: str | None = None
-    round_to: str = "auto"
-    protect: tuple[str, ...] = ()
-    threads: int = 1
-    runtime: str = "onnxruntime-cpu"
-    compensate: str | None = None
-    measure: bool = True
-    onnx: bool = True
-    seconds: float = 10.0
-    seed: int = 0
+def run_or_print(recipe: Path | None, given: dict[str, Any], *, print_recipe: bool, print_script: bool) -> None:
+    """Run what a recipe and the options of the command line ask for, where an output folder is given; print it."""
+    options = merge(read_recipe(recipe) if recipe else {}, given)
+    runs = options.out != NOWHERE
+    if not runs and not (print_recipe or print_script):
+        raise InputError("give --out FOLDER for the results, or --print-recipe or --print-script to see what would run")
+    _budget(options)
+    if runs:
+        run(options)
+    for wanted, write in ((print_recipe, write_recipe), (print_script, write_script)):
+        if wanted:
+            print(write(options))
 
 
 def run(options: Options) -> None:
@@ -88,15 +78,15 @@ def _budget(options: Options) -> dict[str, Any]:
 
 def _optimize(options: Options, budget: dict[str, Any], stages: Stages, folder: Path) -> dict[str, Any]:
     from fxprune.channels import find_groups
-    from fxprune.passes import FuseBatchNorm, RemoveIdentity
-    from fxprune.pipeline import Pipeline
     from fxprune.planning import count
     from fxprune.surgery import cut, verify_cut
 
     with stages.step("load", f"load {options.model}"):
         model = load_model(options.model, list(options.model_args), options.weights, options.seed)
     with stages.step("capture", "capture the graph"):
-        dense = capture(model, list(options.inputs), options.seed)
+        captured = capture(model, list(options.inputs), options.seed)
+    first, last = options.before_and_after()
+    dense, early = _passes(first, captured, stages)
     with stages.step("analysis", "find coupled channels"):
         groups = find_groups(dense)
         listed = groups.groups
@@ -109,14 +99,13 @@ def _optimize(options: Options, budget: dict[str, Any], stages: Stages, folder: 
         exact = cut(dense, plan, groups, exact=True) if options.compensate else pruned
         check = verify_cut(dense, exact, plan, groups)
     widths = _widths(dense, pruned)
-    with stages.step("passes", "fold batch norms"):
-        result = Pipeline([RemoveIdentity(), FuseBatchNorm()])(pruned)
+    final, late = _passes(last, pruned, stages)
     report = {
         "schema": 1,
         "ok": check.ok,
         "model": options.model,
         "versions": _versions(),
-        "before": _cost(count(dense)),
+        "before": _cost(count(captured)),
         "after": _cost(count(pruned)),
         "groups": {
             "total": len(listed),
@@ -127,7 +116,8 @@ def _optimize(options: Options, budget: dict[str, Any], stages: Stages, folder: 
         "verify": {"max_relative_error": check.max_relative_error, "dtype": check.dtype, "ok": check.ok},
         "notes": [*dense.notes, *plan.notes],
         "widths": widths,
-        "passes": [r.to_dict() for r in result.report],
+        "passes": [*early, *late],
+        "recipe": write_recipe(options),
         "plan": {
             "hash": plan.hash,
             "importance": plan.importance,
@@ -138,9 +128,21 @@ def _optimize(options: Options, budget: dict[str, Any], stages: Stages, folder: 
         },
         "seconds": {**dict.fromkeys(("export", "latency"), 0.0), **stages.seconds},
     }
-    _deploy(options, dense, result.traced, report, stages, folder)
+    _deploy(options, captured, final, report, stages, folder)
     _write(folder, pruned, plan, report)
     return report
+
+
+def _passes(choices: tuple[PassChoice, ...], traced: Any, stages: Stages) -> tuple[Any, list[dict[str, Any]]]:
+    """Run passes, checked, and return the result and their reports."""
+    if not choices:
+        return traced, []
+    from fxprune.passes import PASSES
+    from fxprune.pipeline import Pipeline
+
+    with stages.step("passes", f"run {', '.join(choice.name for choice in choices)}"):
+        result = Pipeline([PASSES[choice.name](**choice.options) for choice in choices])(traced)
+    return result.traced, [report.to_dict() for report in result.report]
 
 
 def _plan(options: Options, budget: dict[str, Any], dense: Any, groups: Any) -> tuple[Any, list[list[float]]]:

@@ -106,7 +106,7 @@ def test_another_runtime_is_not_there(call: Call, model_file: Path, tmp_path: Pa
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals to a process group are a matter of POSIX")
-@pytest.mark.parametrize(("stage", "there"), [("capture the graph", True), ("fold batch norms", False)])
+@pytest.mark.parametrize(("stage", "there"), [("capture the graph", True), ("run remove-identity", False)])
 def test_ctrl_c_leaves_things_as_they_were(
     model_file: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]], stage: str, there: bool
 ) -> None:
