@@ -228,11 +228,13 @@ def _write(folder: Path, pruned: Any, plan: Any, report: dict[str, Any]) -> None
     from safetensors.torch import save_model
 
     from fxprune.cli.report_html import render
+    from fxprune.cli.report_md import render_markdown
 
     save_model(pruned.module, str(folder / "model.safetensors"))
     (folder / "plan.json").write_text(plan.to_json(indent=2))
     (folder / "report.json").write_text(json.dumps(report, indent=2, default=str))
-    (folder / "report.html").write_text(render(report))
+    (folder / "report.html").write_text(render(report), encoding="utf-8")
+    (folder / "report.md").write_text(render_markdown(report), encoding="utf-8")
 
 
 def _round_to(text: str) -> int | str:

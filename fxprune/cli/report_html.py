@@ -2,28 +2,64 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import Any
 
 import jinja2
 
-from fxprune.cli.console import thousands
+from fxprune.cli import report_facts as facts
+from fxprune.cli.console import share, thousands
+from fxprune.cli.report_lanes import colour, lanes
+from fxprune.cli.report_pictures import columns, roofline
+
+SECTIONS = (
+    ("numbers", "Before and after"),
+    ("layers", "Latency by layer"),
+    ("roofline", "Limits of the machine"),
+    ("widths", "Widths of the layers"),
+    ("coupling", "Which layers share channels"),
+    ("frozen", "What stays, and why"),
+    ("checks", "Checks"),
+    ("environment", "Plan and environment"),
+)
 
 
 def render(report: dict[str, Any]) -> str:
-    """Return the page for a report."""
-    template = resources.files("fxprune.cli").joinpath("templates", "report.html.j2").read_text(encoding="utf-8")
+    """Return the page for a report; it needs no script and nothing from the network."""
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("fxprune.cli"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {
-        "count": thousands,
-        "percent": "{:.1%}".format,
-        "error": "{:.1e}".format,
-        "ms": "{:.2f}".format,
-        "ratio": "{:.3f}".format,
-    }
-    widest = max((layer["before"] for layer in report["widths"]), default=1)
-    return environment.from_string(template).render(
-        report=report, widest=widest, latency=report.get("latency"), onnx=report.get("onnx")
+    environment.filters |= {"count": thousands, "share": share, "ms": facts.milliseconds}
+    ratios = facts.ratios(report)
+    layers = facts.layers(report)
+    return environment.get_template("report.html.j2").render(
+        report={"recipe": "", **report},
+        sections=SECTIONS,
+        facts=facts,
+        latency=report.get("latency"),
+        onnx=report.get("onnx"),
+        ratios=ratios,
+        span=1.05 * max((1.0, *(row.high for row in ratios))),
+        layers=layers,
+        losses=facts.losses(report),
+        slowest=max((max(row.before, row.after) for row in layers), default=0.0),
+        times=columns([(_time_tip(row), row.before, row.after, bool(row.reason)) for row in layers]),
+        roofline=roofline(report.get("gain")),
+        widths=columns([(_width_tip(layer), layer["before"], layer["after"], False) for layer in report["widths"]]),
+        widest=max((layer["before"] for layer in report["widths"]), default=0) or 1,
+        lanes=lanes(report["groups"]),
+        colour=colour,
+        stays=facts.stays(report),
     )
+
+
+def _time_tip(row: facts.Layer) -> str:
+    ends = (facts.milliseconds(row.before), facts.milliseconds(row.after))
+    return f"{row.name}: {ends[0]} ms, {ends[1]} ms after{': ' + row.reason if row.reason else ''}"
+
+
+def _width_tip(layer: dict[str, Any]) -> str:
+    return f"{layer['name']}: {layer['before']}, {layer['after']} after"

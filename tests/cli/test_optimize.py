@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 Call = Callable[..., tuple[int, str]]
 INPUT = ["--input", "1x3x16x16"]
-FILES = {"model.onnx", "model.safetensors", "plan.json", "report.json", "report.html"}
+FILES = {"model.onnx", "model.safetensors", "plan.json", "report.json", "report.html", "report.md"}
 SECONDS = 120  # until a process that hangs is ended
 
 
@@ -33,7 +33,7 @@ def test_optimize_writes_a_checked_model(call: Call, model_file: Path, tmp_path:
     assert report["onnx"]["max_relative_error"] <= 1e-4
     assert report["latency"]["ratio_low"] <= report["latency"]["ratio"] <= report["latency"]["ratio_high"]
     assert load_file(out / "model.safetensors")["0.weight"].shape[0] < 16
-    assert "All checks passed" in (out / "report.html").read_text()
+    assert "All checks passed" in (out / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_budget_of_measured_latency(call: Call, tmp_path: Path) -> None:
