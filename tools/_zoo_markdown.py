@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median
 
 from tools._zoo_models import catalog
@@ -31,13 +31,21 @@ largest output: within 1e-9 for fxprune, 1e-6 for Torch-Pruning. For layer norm 
 what was kept. *MACs kept* are counted by running both models, not taken from the tool.
 """
 
+_SECONDS = """## How long pruning takes
 
-def markdown(records: Iterable[Record]) -> str:
-    """Return the page for these records."""
+Both tools in one process per model, in turns, on fresh copies, one thread, three rounds (one where a round takes longer
+than 20 s); seconds of CPU time, as other work on the machine stretches wall time: `python tools/bench_prune.py`. The
+columns of stages in the tables below are wall times of single runs on a machine that was busy with other work.
+"""
+
+
+def markdown(records: Iterable[Record], seconds: str = "") -> str:
+    """Return the page for these records, with the table of ``tools/bench_prune.py`` where there is one."""
     order = {name: number for number, name in enumerate(catalog())}
     rows = sorted(records, key=lambda record: order[record["model"]])
     tools = [tool for tool in _STAGES if any(row["tool"] == tool for row in rows)]
     parts = [_INTRODUCTION, _versions(rows), "## Summary\n", _summary(rows, tools), _outcomes()]
+    parts += [_SECONDS, seconds] if seconds else []
     for tool in tools:
         parts += [
             f"## {tool}\n",
@@ -65,28 +73,10 @@ def _summary(rows: list[Record], tools: list[str]) -> str:
     def of(tool: str) -> list[Record]:
         return [row for row in rows if row["tool"] == tool]
 
-    def times(tool: str, fold: Callable[[list[float]], float]) -> str:
-        found = [seconds for row in of(tool) if (seconds := work_seconds(row)) is not None]
-        return f"{fold(found):.2f} s" if found else "-"
-
     lines: list[Sequence[object]] = [("models tried", *(len(of(tool)) for tool in tools))]
     for outcome in OUTCOMES:
         lines.append((outcome, *(sum(row["outcome"] == outcome for row in of(tool)) for tool in tools)))
-    lines.append(("time of analysis, plan and surgery, median", *(times(tool, median) for tool in tools)))
-    lines.append(("the same, slowest model", *(times(tool, max) for tool in tools)))
-    return table(("", *tools), lines) + _common(rows, tools)
-
-
-def _common(rows: list[Record], tools: list[str]) -> str:
-    """Compare times on the models that all the tools pruned, because a tool that gives up early looks fast."""
-    if len(tools) < 2:
-        return ""
-    times = {(row["tool"], row["model"]): seconds for row in rows if (seconds := work_seconds(row)) is not None}
-    models = [name for name in catalog() if all((tool, name) in times for tool in tools)]
-    if not models:
-        return ""
-    medians = ", ".join(f"{tool} {median(times[tool, name] for name in models):.2f} s" for tool in tools)
-    return f"\nMedian over the {len(models)} models that both pruned: {medians}.\n"
+    return table(("", *tools), lines)
 
 
 def _versions(rows: list[Record]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import json
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # started as a script: the checkout itself is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tools import bench_prune
 from tools._zoo_markdown import markdown
 from tools._zoo_models import catalog
 from tools._zoo_pool import Limits, run_all
@@ -67,7 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     run_all(tasks, options.jobs, threads, options.seed, limits, done)
     if options.markdown:
         options.markdown.parent.mkdir(parents=True, exist_ok=True)
-        options.markdown.write_text(markdown(list(read_records(options.out).values())), encoding="utf-8")
+        timed = options.out.with_name("prune.json")
+        seconds = bench_prune.summary(json.loads(timed.read_text())) if timed.exists() else ""
+        options.markdown.write_text(markdown(list(read_records(options.out).values()), seconds), encoding="utf-8")
     return 0
 
 

@@ -29,6 +29,7 @@ REQUIRED = {
     "typer": "0.16",
     "rich": "13",
     "jinja2": "3.1",
+    "tomli-w": "1.0",
 }
 OPTIONAL = {"torchvision": "0"}  # the models of the examples; fxprune itself runs without
 _IMPORT_SECONDS = 120
