@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fxprune.cli.console import share, thousands
-from fxprune.cli.summary import PARITY_TOLERANCE, VERIFY_TOLERANCE
+
+VERIFY_TOLERANCE = 1e-9
+PARITY_TOLERANCE = 1e-4
 
 Report = dict[str, Any]
 Pair = tuple[str, str]
@@ -118,6 +120,23 @@ def ratios(report: Report) -> list[Ratio]:
     ]
 
 
+def latency_line(latency: dict[str, Any]) -> str:
+    """Say what the ratio of latencies is worth: its interval, what it was measured with, and whether that can be."""
+    threads = f"{latency['threads']} thread{'s' if latency['threads'] > 1 else ''}"
+    text = (
+        f"latency: {latency['ratio']:.1%} of the original's, 95% interval {latency['ratio_low']:.1%} to "
+        f"{latency['ratio_high']:.1%} ({latency['runtime']}, {threads}, batch {latency['batch']}, "
+        f"{'CPU' if latency['clock'] == 'cpu' else 'wall'} time, {latency['rounds']} pairs)"
+    )
+    if latency["control_holds"]:
+        return text
+    control = latency["control"]
+    return (
+        f"{text}; not to be relied on: the original beside itself came out at {control['low']:.1%} to "
+        f"{control['high']:.1%}, so the machine was busy with something else"
+    )
+
+
 def layers(report: Report) -> list[Layer]:
     """Return the layers in the order in which they run."""
     return [_layer(layer) for layer in report.get("gain", {}).get("layers", ())]
@@ -225,16 +244,18 @@ def spent(report: Report) -> list[Pair]:
 
 
 def great_groups(report: Report, most: int = 8) -> list[tuple[int, str, str]]:
-    """Return (number, what the plan takes, layers) of the groups that the most layers share."""
+    """Return (number, what the plan takes, layers) of the groups that join more than two layers, the greatest first."""
     coupled = report["groups"].get("coupled") or ()
     touched: dict[int, list[str]] = {}
     for layer in report["groups"].get("layers") or ():
         for number in {*layer["reads"], *layer["writes"]}:
             touched.setdefault(number, []).append(layer["name"])
-    order = sorted(touched, key=lambda number: (-len(touched[number]), number))
+    wide = [number for number, found in touched.items() if len(found) > 2]
+    order = sorted(wide, key=lambda number: (-len(touched[number]), number))
     return [(number, taken(coupled[number]), names(touched[number])) for number in order[:most]]
 
 
 def taken(group: dict[str, Any]) -> str:
     """Say how much of a group was removed."""
-    return f"\u2212{group['removed']} of {group['units']}" if group["units"] else "stays"
+    minus = "\u2212" if group["removed"] else ""
+    return f"{minus}{group['removed']} of {group['units']}" if group["units"] else "stays"

@@ -9,7 +9,6 @@ from typing import Any
 
 from fxprune.cli import report_facts as facts
 from fxprune.cli.console import thousands
-from fxprune.cli.summary import latency_line
 
 _SPECIAL = re.compile(r"[\\`*\[\]|<>&~$]|(?<![^\W_])_|_(?![^\W_])|[@#](?=\w)")  # an underscore within a word is plain
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;", "#": "&#35;"}  # what a backslash would not stop
@@ -92,7 +91,7 @@ def _latency(report: dict[str, Any]) -> list[str]:
     rows = [(row.label, f"{row.ratio:.1%}", f"{row.low:.1%} to {row.high:.1%}") for row in ratios]
     return [
         table(("share of the original's time", "median", "95 % interval"), rows),
-        text(latency_line(report["latency"])),
+        text(facts.latency_line(report["latency"])),
         *(text(note) for note in report["latency"].get("notes", ())),
     ]
 

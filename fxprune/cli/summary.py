@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from fxprune.cli.console import out, say, share, thousands
+from fxprune.cli.report_facts import PARITY_TOLERANCE, VERIFY_TOLERANCE, latency_line, losses, milliseconds
 
-VERIFY_TOLERANCE = 1e-9
-PARITY_TOLERANCE = 1e-4
+__all__ = ["PARITY_TOLERANCE", "latency_line", "show"]
+
+_MOST = 4  # layers that lost time
+_NAME = 42  # letters of a layer's name on a line
 
 
 def show(report: dict[str, Any], folder: Path) -> None:
@@ -22,6 +27,7 @@ def show(report: dict[str, Any], folder: Path) -> None:
     out.print()
     if "latency" in report:
         say(latency_line(report["latency"]))
+    _gain(report)
     for note in report["notes"]:
         say(f"note: {note}")
     say(f"written to {folder}")
@@ -58,18 +64,22 @@ def _checks(report: dict[str, Any]) -> Table:
     return table
 
 
-def latency_line(latency: dict[str, Any]) -> str:
-    """Say what the ratio of latencies is worth: its interval, what it was measured with, and whether that can be."""
-    threads = f"{latency['threads']} thread{'s' if latency['threads'] > 1 else ''}"
-    text = (
-        f"latency: {latency['ratio']:.1%} of the original's, 95% interval {latency['ratio_low']:.1%} to "
-        f"{latency['ratio_high']:.1%} ({latency['runtime']}, {threads}, batch {latency['batch']}, "
-        f"{'CPU' if latency['clock'] == 'cpu' else 'wall'} time, {latency['rounds']} pairs)"
-    )
-    if latency["control_holds"]:
-        return text
-    control = latency["control"]
-    return (
-        f"{text}; not to be relied on: the original beside itself came out at {control['low']:.1%} to "
-        f"{control['high']:.1%}, so the machine was busy with something else"
-    )
+def _gain(report: dict[str, Any]) -> None:
+    """Name the few layers that lost most of the time that their saved work promised, and why."""
+    found = losses(report)
+    if not found:
+        return
+    say("")
+    out.print(_row("less gained than promised", "work kept", "time kept", "lost"), style="dim", markup=False)
+    for layer in found[:_MOST]:
+        name = layer.name if len(layer.name) <= _NAME else f"...{layer.name[3 - _NAME :]}"
+        say(_row(name, layer.work_kept, layer.time_kept, f"{milliseconds(layer.lost)} ms"))
+        width = out.width if out.is_terminal else sys.maxsize
+        say(textwrap.fill(layer.reason, width, initial_indent="  ", subsequent_indent="  "))
+    if len(found) > _MOST:
+        say(f"and {len(found) - _MOST} more, see report.html")
+    say("")
+
+
+def _row(name: str, *figures: str) -> str:
+    return f"{name:<{_NAME}}" + "".join(f"{figure:>12}" for figure in figures)
