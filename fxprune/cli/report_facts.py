@@ -94,8 +94,8 @@ def sizes(report: Report) -> list[tuple[str, str, str, str]]:
     """Return (what, before, after, kept) of all that became smaller."""
     before, after = report["before"], report["after"]
     rows = [
-        (label, thousands(before[key]), thousands(after[key]), share(after[key], before[key]))
-        for key, label in (("macs", "MACs"), ("params", "parameters"), ("bytes", "bytes of parameters"))
+        (label, f"{thousands(before[key])}{unit}", f"{thousands(after[key])}{unit}", share(after[key], before[key]))
+        for key, label, unit in (("macs", "MACs", ""), ("params", "parameters", ""), ("bytes", "their size", "B"))
         if key in before
     ]
     latency = report.get("latency")
