@@ -34,6 +34,7 @@ class Finetuned:
             ``extra_loss``, ``validation_loss``, ``validation_accuracy``, ``seconds``.
         best: The row of the epoch whose weights these are; without validation data, the last one.
         is_main: Whether this process is the one that writes files.
+        finished: What each objective's ``finish`` returned, such as a plan.
     """
 
     module: nn.Module
@@ -41,6 +42,7 @@ class Finetuned:
     history: tuple[Row, ...]
     best: Row
     is_main: bool
+    finished: tuple[Any, ...] = ()
 
 
 def finetune(  # noqa: PLR0913 - each is one part of a training
@@ -64,7 +66,7 @@ def finetune(  # noqa: PLR0913 - each is one part of a training
     once.
 
     With validation data the weights of the best epoch are returned: of the highest accuracy, or lowest loss for a loss
-    of your own.
+    of your own. An objective that works by a schedule asks for those of the last one (``Objective.keeps_last``).
 
     Several processes (``accelerate launch --num_processes P``) with batches of b samples take the steps of one process
     with batches of P b; batch norms take their statistics over all of them. Only dropout, and objectives that compare
@@ -106,6 +108,6 @@ def finetune(  # noqa: PLR0913 - each is one part of a training
                 assert isinstance(module, fx.GraphModule)  # a copy of the capture's
                 traced = model.with_module(module)
             history, main = training.progress.history, training.accelerator.is_main_process
-            return Finetuned(module, traced, tuple(history), history[training.progress.best], main)
+            return Finetuned(module, traced, tuple(history), history[training.progress.best], main, training.finished)
     finally:
         restore_states(before)

@@ -8,7 +8,10 @@ A loop of the user's own needs one line for each::
     optimizer.step()
     objective.after_step()                                      # weights have moved and may be corrected
     ...
-    objective.finish()                                          # once, when training ends
+    result = objective.finish()                                 # once, when training ends
+
+Methods that prune as they train are started by ``begin(traced, ...)``, and their ``finish`` returns what came of it: a
+``Plan``, or a ``Traced``.
 
 ``extra_loss`` is asked once per forward pass, also where gradients are accumulated over several; ``after_backward`` and
 ``after_step`` once per step of the optimiser, after the gradients have been unscaled and averaged over processes, and
@@ -39,8 +42,8 @@ class ObjectiveLike(Protocol):
         """Change weights or the method's own state, after the optimiser's step."""
         ...
 
-    def finish(self) -> None:
-        """Do what is due when training is over, and leave the model as it should be used."""
+    def finish(self) -> Any:
+        """Do what is due when training is over, leave the model as it should be used, and return the result, if any."""
         ...
 
 
@@ -48,7 +51,17 @@ class Objective:
     """An objective that does nothing; methods override what they need.
 
     Beyond the protocol, it may have parameters to train and state to keep, for loops that can be resumed.
+
+    Attributes:
+        keeps_last: Whether the weights of the last step are wanted, and not those of the best epoch: for methods whose
+            work is done only at the end of a schedule. Training then does not stop early either.
     """
+
+    keeps_last: bool = False
+
+    def expect(self, steps: int) -> None:
+        """Hear how many steps of the optimiser there will be, before the first; refuse them by an ``InputError``."""
+        return
 
     def extra_loss(self) -> Tensor | float:
         """Return 0."""
@@ -62,9 +75,9 @@ class Objective:
         """Do nothing."""
         return
 
-    def finish(self) -> None:
-        """Do nothing."""
-        return
+    def finish(self) -> Any:
+        """Do nothing, and return None."""
+        return None
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """Return parameters of the method's own, to be given to the optimiser besides those of the model."""

@@ -62,6 +62,7 @@ class Training:
         self.module: nn.Module = copy.deepcopy(source).to(self.accelerator.device)
         self.attributes = set(vars(self.module))
         self.objectives: list[ObjectiveLike] = []
+        self.finished: tuple[Any, ...] = ()
         self.best: dict[str, Tensor] | None = None
         self.folder: Path | None = None
         self.drawn = time.perf_counter()
@@ -94,6 +95,8 @@ class Training:
             objective = each(self.module)
             self.objectives.append(objective)
             stack.callback(getattr(objective, "close", _nothing))  # also where training fails
+            getattr(objective, "expect", _nothing)(self.recipe.epochs * self.epoch_steps)
+        self.keeps_last = any(getattr(objective, "keeps_last", False) for objective in self.objectives)
         self.extra = [weight for objective in self.objectives for weight in getattr(objective, "parameters", tuple)()]
         if self.accelerator.num_processes > 1:
             stack.enter_context(synced_batchnorm(self.module))
@@ -225,7 +228,7 @@ class Training:
             score = [means.get("accuracy", 0.0), -means["loss"]]
         row["seconds"] = time.perf_counter() - self.started
         progress.history.append(row)
-        if self.validation is None or progress.score is None or score > progress.score:
+        if self.keeps_last or self.validation is None or progress.score is None or score > progress.score:
             progress.score, progress.best, progress.waited = score, len(progress.history) - 1, 0
             self.best = {name: value.detach().cpu().clone() for name, value in self._weights().items()}
         else:
@@ -246,8 +249,7 @@ class Training:
         for name in set(vars(module)) - self.attributes:  # accelerate's: a forward pass under autocast, and marks
             delattr(module, name)
         module.load_state_dict(self.best)
-        for objective in self.objectives:
-            objective.finish()
+        self.finished = tuple(objective.finish() for objective in self.objectives)
         module.to(self.home)
         for layer, mode in zip(module.modules(), self.modes, strict=False):
             layer.training = mode

@@ -449,3 +449,35 @@ def test_a_progress_bar_where_there_is_a_terminal(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("FORCE_COLOR", "1")
     finetune(Convnet(), _data(), recipe=QUICK)
     assert "epoch 2/2, loss" in capsys.readouterr().err
+
+
+class Scheduled(Objective):
+    """Is done only at the end, and has something to show."""
+
+    keeps_last = True
+
+    def __init__(self, model: nn.Module, needs: int) -> None:
+        self.model, self.needs = model, needs
+
+    def expect(self, steps: int) -> None:
+        if steps < self.needs:
+            raise InputError(f"{self.needs} steps are needed, and there will be {steps}")
+
+    def finish(self) -> str:
+        return "done"
+
+
+def test_an_objective_may_want_the_last_weights_and_hands_over_its_result() -> None:
+    recipe = Recipe(epochs=4, batch=8, lr=1.0, patience=1)  # so high a rate that epochs get worse
+    traced, made = _traced(), []
+
+    def make(model: nn.Module) -> Objective:
+        made.append(Scheduled(model, needs=20))
+        return made[-1]
+
+    result = finetune(traced, _data(), _data(20, 1), recipe, objectives=[make, lambda model: Objective()])
+    assert len(result.history) == 4
+    assert result.best is result.history[-1]
+    assert result.finished == ("done", None)
+    with pytest.raises(InputError, match="21 steps are needed, and there will be 20"):
+        finetune(traced, _data(), recipe=recipe, objectives=[lambda model: Scheduled(model, needs=21)])
