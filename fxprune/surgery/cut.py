@@ -64,7 +64,7 @@ def cut_with(traced: Traced, kept: Kept, constants: Mapping[str, Constant], *, e
         root.register_buffer(name, constant, persistent=False)
     for old, new in pairs:
         if old.op == "call_module":
-            _fit(root.get_submodule(str(new.target)), kept.groups_left(old))
+            fit_layer(root.get_submodule(str(new.target)), kept.groups_left(old))
     module = _assemble(root, graph, type(traced.module).__name__)
     result = traced.with_module(module)
     propagate(module, traced.args, traced.kwargs)
@@ -127,8 +127,8 @@ def _assemble(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
     return module
 
 
-def _fit(layer: Any, groups: int | None) -> None:
-    """Set the attributes of a layer to the sizes of its parameters."""
+def fit_layer(layer: Any, groups: int | None) -> None:
+    """Set the attributes of a layer to the sizes of its parameters, and its groups where they are given."""
     if groups is not None:
         name = "num_groups" if isinstance(layer, nn.GroupNorm) else "groups"
         setattr(layer, name, groups)
