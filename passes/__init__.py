@@ -10,7 +10,9 @@ if __name__ != "fxprune.passes":
     )
 
 from fxprune.passes.calibrate_batchnorm import CalibrateBatchNorm
+from fxprune.passes.decompose_basis import DecomposeBasis
 from fxprune.passes.fuse_batchnorm import FuseBatchNorm
+from fxprune.passes.merge_basis import MergeBasis
 from fxprune.passes.over_parameterize import OverParameterize
 from fxprune.passes.prune_channels import PruneChannels
 from fxprune.passes.remove_identity import RemoveIdentity
@@ -19,13 +21,24 @@ from fxprune.pipeline import Pass
 
 PASSES: dict[str, type[Pass]] = {
     cls.name: cls
-    for cls in (CalibrateBatchNorm, FuseBatchNorm, OverParameterize, PruneChannels, RemoveIdentity, Reparameterize)
+    for cls in (
+        CalibrateBatchNorm,
+        DecomposeBasis,
+        FuseBatchNorm,
+        MergeBasis,
+        OverParameterize,
+        PruneChannels,
+        RemoveIdentity,
+        Reparameterize,
+    )
 }
 
 __all__ = [
     "PASSES",
     "CalibrateBatchNorm",
+    "DecomposeBasis",
     "FuseBatchNorm",
+    "MergeBasis",
     "OverParameterize",
     "PruneChannels",
     "RemoveIdentity",

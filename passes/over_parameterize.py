@@ -42,8 +42,9 @@ from fxprune.capture import Traced
 from fxprune.errors import InputError
 from fxprune.graph_tools import module_of, place_of, tensor_uses
 from fxprune.linear.blocks import blocks_of, inside_a_block, with_blocks
+from fxprune.linear.choice import check_patterns, is_candidate, matches, patterns_of
 from fxprune.linear.expand import in_three, in_two, least_widths, stacked, stages_of
-from fxprune.linear.layers import COMPUTED, FUNCTIONAL, LAYERS, TRANSPOSED, why_not_alone, why_not_plain
+from fxprune.linear.layers import COMPUTED, TRANSPOSED, why_not_alone, why_not_plain
 from fxprune.linear.taps import flat, grouped
 from fxprune.pipeline import Keeps, Pass
 from fxprune.report import Change, Skip
@@ -85,8 +86,8 @@ class OverParameterize(Pass):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", _patterns("layers", self.layers))
-        object.__setattr__(self, "exclude", _patterns("exclude", self.exclude))
+        object.__setattr__(self, "layers", patterns_of(self.name, "layers", self.layers))
+        object.__setattr__(self, "exclude", patterns_of(self.name, "exclude", self.exclude))
         for where, rate in {
             "rate": self.rate,
             **{f"rates[{key!r}]": value for key, value in self.rates.items()},
@@ -108,7 +109,7 @@ class OverParameterize(Pass):
         uses = tensor_uses(module)
         for node in list(module.graph.nodes):
             place = place_of(node)
-            if not _is_candidate(module, node) or not _matches(place, self.layers):
+            if not is_candidate(module, node) or not matches(place, self.layers):
                 continue
             reason = self._why_not(module, node, uses)
             if reason:
@@ -117,17 +118,9 @@ class OverParameterize(Pass):
                 yield Change(place, self._expand(module, node))
 
     def _check_patterns(self, module: fx.GraphModule) -> None:
-        """Refuse patterns that match nothing: most likely they are misspelt."""
-        paths = [place_of(node) for node in module.graph.nodes if _is_candidate(module, node)]
-        paths += blocks_of(module)
-        for option, patterns in (("layers", self.layers), ("exclude", self.exclude), ("rates", self.rates)):
-            for pattern in patterns:
-                if pattern != "*" and not any(fnmatchcase(path, pattern) for path in paths):
-                    raise InputError(
-                        f"{self.name}: the pattern {pattern!r} of {option} matches no convolution or linear layer of "
-                        f"this model, whose layers are {', '.join(paths[:5]) or 'none'}{'...' * (len(paths) > 5)}. "
-                        "Patterns are matched against whole paths: use 'head.*' for what is inside of head"
-                    )
+        paths = [place_of(node) for node in module.graph.nodes if is_candidate(module, node)]
+        options = {"layers": self.layers, "exclude": self.exclude, "rates": self.rates}
+        check_patterns(self.name, options, [*paths, *blocks_of(module)])
 
     def _why_not(self, module: fx.GraphModule, node: fx.Node, uses: dict[int, list[str]]) -> str:
         if node.op == "call_function":
@@ -136,7 +129,7 @@ class OverParameterize(Pass):
         block = inside_a_block(module, place)
         if block is not None:
             return f"it is part of {block}, which was expanded before"
-        if _matches(place, self.exclude):
+        if matches(place, self.exclude):
             return "it is excluded"
         if isinstance(layer, TRANSPOSED):
             return "transposed convolutions are not expanded"
@@ -196,25 +189,6 @@ class OverParameterize(Pass):
                 "number; give it a rate that fits with rates=, or exclude it"
             )
         return width
-
-
-def _patterns(option: str, given: str | Sequence[str]) -> tuple[str, ...]:
-    patterns = (given,) if isinstance(given, str) else tuple(given)
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise InputError(f"over-parameterize: {option} takes glob patterns of layers' paths, and got {pattern!r}")
-    return patterns
-
-
-def _matches(path: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(path, pattern) for pattern in patterns)
-
-
-def _is_candidate(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node is a convolution or linear layer in whatever form."""
-    if node.op == "call_module":
-        return isinstance(module_of(module, node), (*LAYERS, *TRANSPOSED))
-    return node.op == "call_function" and node.target in FUNCTIONAL
 
 
 # ---------------------------------------------------------------- the layers of a chain

@@ -1,5 +1,6 @@
 """Training-time methods: objectives that any loop can call, and a fine-tuning loop that can be killed and resumed."""
 
+from fxprune.training.basis import BasisScaling, basis_importance
 from fxprune.training.data import Splits, load_data
 from fxprune.training.distill import Distillation
 from fxprune.training.evaluate import evaluate
@@ -12,6 +13,7 @@ from fxprune.training.schedules import ALLR, SLR
 __all__ = [
     "ALLR",
     "SLR",
+    "BasisScaling",
     "Distillation",
     "FeatureMatching",
     "Finetuned",
@@ -21,6 +23,7 @@ __all__ = [
     "SimilarityPreserving",
     "SoftTargets",
     "Splits",
+    "basis_importance",
     "evaluate",
     "finetune",
     "load_data",

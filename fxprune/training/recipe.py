@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fxprune.errors import InputError
+from fxprune.linear.basis import basis_scales
 from fxprune.training.schedules import Shape, default_warmup, factor, shape_named
 
 
@@ -27,7 +28,8 @@ class Recipe:
         lr: The highest learning rate.
         momentum: Of SGD.
         weight_decay: On the parameters that ``decay`` names.
-        decay: ``"all"``, or ``"weights"``: parameters of two or more dimensions, and so no biases and no norms.
+        decay: ``"all"``, or ``"weights"``: parameters of two or more dimensions, and so no biases and no norms. Neither
+            means the scales of decomposed layers, whose size is what tells how much a basis vector matters.
         schedule: ``constant``, ``cosine``, ``linear``, ``step``, ``slr``, an :class:`~fxprune.training.schedules.ALLR`,
             or a function from progress in [0, 1] to a factor of ``lr``.
         warmup: Share of the steps in which the rate rises; None: 0.1 for SLR and ALLR, else 0.
@@ -104,7 +106,12 @@ class Recipe:
         parameters = [parameter for parameter in (*model.parameters(), *extra) if parameter.requires_grad]
         if not parameters:
             raise InputError("the model has no parameters that can be trained; set requires_grad on some")
-        decayed = [parameter for parameter in parameters if self.decay == "all" or parameter.ndim >= 2]
+        scales = {id(scale) for scale in basis_scales(model)}
+        decayed = [
+            parameter
+            for parameter in parameters
+            if id(parameter) not in scales and (self.decay == "all" or parameter.ndim >= 2)
+        ]
         known = {id(parameter) for parameter in decayed}
         spared = [parameter for parameter in parameters if id(parameter) not in known]
         groups: list[dict[str, Any]] = [
