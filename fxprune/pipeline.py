@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,9 @@ from fxprune.claims import (
 from fxprune.errors import CaptureError, InputError, PreconditionError, VerifyError
 from fxprune.graph_tools import copy_module, evaluating, tensors_of
 from fxprune.report import Change, PassReport, Skip
+
+if TYPE_CHECKING:
+    from fxprune.eager import Applied
 
 
 class Keeps(enum.Enum):
@@ -63,6 +66,12 @@ class Result:
 
     traced: Traced
     report: Report
+
+    def apply_to(self, model: nn.Module) -> Applied:
+        """Write the result into the eager model that was captured; see :func:`fxprune.eager.apply_to`."""
+        from fxprune.eager import apply_to
+
+        return apply_to(self.traced, model)
 
     def __str__(self) -> str:
         return str(self.report)

@@ -1,0 +1,261 @@
+"""The user's own class back: what was done to the graph, written into the eager module that it was captured from.
+
+The forward code stays as it is, and with it everything that the graph left behind: stochastic depth, auxiliary heads,
+losses. Whether that code still computes what the graph computes is not assumed but checked; where Python has a width
+written into it, the module is left as it was, and the error names the line.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.capture import Traced
+from fxprune.errors import InputError, VerifyError
+from fxprune.graph_tools import Runner, evaluating, wide
+from fxprune.surgery.cut import fit_layer
+
+TOLERANCE = 1e-9
+"""Largest relative difference between the module and the graph in float64."""
+
+SINGLE_TOLERANCE = 1e-4
+"""The same in float32, for code that cannot run in float64."""
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_LIBRARY = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, __file__))
+
+
+@dataclass
+class Applied:
+    """What was changed in a module.
+
+    Attributes:
+        tensors: Parameters and buffers that got another shape or another value, by name.
+        removed: Modules that the graph no longer has and that became ``nn.Identity``: folded norms.
+        dtype: What the module and the graph were compared in.
+        max_relative_error: The largest difference between them, relative to the largest output.
+    """
+
+    tensors: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    dtype: str = "float64"
+    max_relative_error: float = 0.0
+
+
+def apply_to(traced: Traced, model: nn.Module) -> Applied:
+    """Write the weights and sizes of a pruned capture into the eager model, in place, and check that they agree.
+
+    Args:
+        traced: What passes made of the model's capture. Its layers have to be the model's own, by name: apply before
+            passes that put other layers in their place.
+        model: The model that was captured, or one built the same way. Modes and hooks stay as they are.
+
+    Returns:
+        What was changed, and the error of the comparison on the example inputs (eval mode, float64).
+
+    Raises:
+        InputError: The capture has parameters that the model has not, or lacks some that its code needs.
+        VerifyError: The model's own code does not compute what the graph does, or does not run; the message names the
+            line where it stopped. The model is as it was.
+    """
+    undo: list[Callable[[], None]] = []
+    try:
+        applied = _write(traced, model, undo)
+        _compare(traced, model, applied)
+    except BaseException:
+        for step in reversed(undo):
+            step()
+        raise
+    return applied
+
+
+def _write(traced: Traced, model: nn.Module, undo: list[Callable[[], None]]) -> Applied:
+    graph, applied = traced.module, Applied()
+    own = dict(_named_tensors(model))
+    new = {name: tensor for name, tensor in _named_tensors(graph) if name in own or name in graph.state_dict()}
+    made = dict[int, Tensor]()
+    undo.append(lambda: _flatten_weights(model))  # runs last, when the weights are back
+    _add_parameters(graph, model, own, new)
+    for name, tensor in new.items():
+        path, _, key = name.rpartition(".")
+        owner = model.get_submodule(path)
+        store = owner._buffers if key in owner._buffers else owner._parameters
+        old = store.get(key)
+        if old is not None and old.shape == tensor.shape and torch.equal(old, tensor.to(old.device)):
+            continue
+        value = made.setdefault(id(tensor), _like(tensor, old))  # what was tied stays tied
+        undo.append(lambda store=store, key=key, old=old: _put(store, key, old))  # type: ignore[misc]
+        store[key] = value  # type: ignore[assignment]
+        applied.tensors.append(name)
+    _fit_sizes(graph, model, applied.tensors, undo)
+    applied.removed = _remove(model, [name for name in own if name not in new], undo)
+    return applied
+
+
+def _flatten_weights(model: nn.Module) -> None:
+    """Renew the flat lists of weights that recurrent layers keep beside their parameters."""
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module._init_flat_weights()
+
+
+def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def _add_parameters(graph: nn.Module, model: nn.Module, own: dict[str, Tensor], new: dict[str, Tensor]) -> None:
+    """Refuse what the model has no place for. A bias that a layer was built without has one: the layer's own slot."""
+    for name in list(new):
+        if name in own:
+            continue
+        path, _, key = name.rpartition(".")
+        owner = _submodule(model, path)
+        if owner is not None and key in owner._parameters:
+            continue
+        if name not in graph.state_dict():
+            del new[name]  # a constant of the graph alone
+            continue
+        raise InputError(
+            f"{name} is in the graph and not in {type(model).__name__}: a pass put another layer there. Apply the "
+            "result before that pass, or deploy the graph itself"
+        )
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _like(tensor: Tensor, old: Tensor | None) -> Tensor:
+    """Return a copy that is a parameter where the old one was, on its device and in its precision."""
+    dtype = old.dtype if old is not None else tensor.dtype
+    device = old.device if old is not None else tensor.device
+    value = tensor.detach().clone().to(device=device, dtype=dtype)
+    if old is not None and not isinstance(old, nn.Parameter):
+        return value
+    return nn.Parameter(value, requires_grad=old is None or old.requires_grad)
+
+
+def _put(store: dict[str, Any], key: str, old: Tensor | None) -> None:
+    store[key] = old
+
+
+def _fit_sizes(graph: nn.Module, model: nn.Module, changed: list[str], undo: list[Callable[[], None]]) -> None:
+    """Set the sizes that layers keep beside their weights: ``in_channels``, ``num_features``, ``groups``.
+
+    They are taken over from the layers of the graph; a subclass, which the graph may have taken apart, has them from
+    its weights.
+    """
+    theirs = dict(graph.named_modules(remove_duplicate=False))
+    owners = {name.rpartition(".")[0] for name in changed}
+    for path, module in model.named_modules(remove_duplicate=False):
+        before, other = dict(vars(module)), theirs.get(path)
+        undo.append(lambda module=module, before=before: _restore_sizes(module, before))  # type: ignore[misc]
+        if type(other) is type(module):
+            for key, value in vars(other).items():
+                if _is_size(value) and _is_size(before.get(key)):
+                    setattr(module, key, value)
+        if path in owners:
+            fit_layer(module, None)
+
+
+def _restore_sizes(module: nn.Module, before: dict[str, Any]) -> None:
+    for key, value in before.items():
+        if _is_size(value):
+            setattr(module, key, value)
+
+
+def _is_size(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return bool(value) and all(_is_size(part) for part in value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _remove(model: nn.Module, names: list[str], undo: list[Callable[[], None]]) -> list[str]:
+    """Put an identity in place of norms whose tensors the graph no longer has."""
+    paths = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+    removed = []
+    for path in paths:
+        module = model.get_submodule(path)
+        if not isinstance(module, _NORMS):
+            continue  # such as an auxiliary head, which the graph in eval mode never had
+        parent, _, key = path.rpartition(".")
+        holder = model.get_submodule(parent)
+        undo.append(lambda holder=holder, key=key, module=module: _put(holder._modules, key, module))  # type: ignore
+        holder._modules[key] = nn.Identity().train(module.training)
+        removed.append(path)
+    return removed
+
+
+# ---------------------------------------------------------------- the check
+
+
+def _compare(traced: Traced, model: nn.Module, applied: Applied) -> None:
+    args, kwargs = traced.inputs(seed=1)
+    with evaluating(traced.module):
+        expected = _tensors(Runner(traced.module, double=True).flat(traced.flat(args, kwargs)))
+    tolerance = TOLERANCE
+    try:
+        found = _run(_doubled(model), *pytree.tree_map(wide, (args, kwargs)))
+    except Exception as first:  # the user's code raises whatever it likes
+        try:
+            found, tolerance, applied.dtype = _run(model, args, kwargs), SINGLE_TOLERANCE, "float32"
+        except Exception:
+            raise VerifyError(
+                f"{type(model).__name__} does not run with the new sizes: {_first_line(first)}, {_place(first)}. A "
+                "width is written into the code there. Take it from a tensor (x.shape) or from the layer, or deploy "
+                "the graph itself; the model is as it was"
+            ) from first
+    if len(found) != len(expected) or any(a.shape != b.shape for a, b in zip(found, expected, strict=False)):
+        shapes = [[tuple(value.shape) for value in values] for values in (found, expected)]
+        raise VerifyError(f"{type(model).__name__} gives outputs of shapes {shapes[0]}, the graph {shapes[1]}")
+    scale = max((float(value.abs().max()) for value in expected if value.numel()), default=1.0) or 1.0
+    errors = [float((a.to(b) - b).abs().max()) for a, b in zip(found, expected, strict=True) if b.numel()]
+    applied.max_relative_error = max(errors, default=0.0) / scale
+    if not applied.max_relative_error <= tolerance:
+        raise VerifyError(
+            f"{type(model).__name__} runs with the new weights and computes something else than the graph (relative "
+            f"error {applied.max_relative_error:.1e} in {applied.dtype}, allowed {tolerance:.0e}): a width, a scale or "
+            "an order of channels is written into its code. Deploy the graph itself; the model is as it was"
+        )
+
+
+def _doubled(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).double()
+
+
+@torch.no_grad()
+def _run(model: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
+    with evaluating(model), torch.random.fork_rng():
+        torch.manual_seed(0)
+        return _tensors(pytree.tree_leaves(model(*args, **kwargs)))
+
+
+def _tensors(leaves: list[Any]) -> list[Tensor]:
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())]
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _place(error: BaseException) -> str:
+    """Return the innermost line outside of torch: that is where the user's code asked for it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(_LIBRARY)]
+    if not own:
+        return "inside torch"
+    return f"at {own[-1].filename}:{own[-1].lineno} ({(own[-1].line or '').strip()})"

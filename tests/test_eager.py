@@ -1,0 +1,255 @@
+"""Results written back into the user's own class: equal to the graph, or refused with the line and nothing changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fxprune
+from fxprune import passes
+from fxprune.eager import apply_to
+from fxprune.errors import InputError, VerifyError
+
+
+class Residual(nn.Module):
+    """Two residual branches with norms, one dropped at random in training, and an auxiliary head for training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.a = nn.Sequential(nn.Conv2d(16, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU())
+        self.b = nn.Conv2d(24, 16, 1)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.head = nn.Linear(16, 5)
+        self.auxiliary = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x)
+        keep = 1.0 if not self.training else float(torch.rand(()) < 0.5)
+        x = x + keep * self.b(self.a(x))
+        x = self.depthwise(x).mean((2, 3))
+        return (self.head(x), x.sum()) if self.training else self.head(x)
+
+
+class Baked(nn.Module):
+    """Has a width written into its code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3), nn.Linear(16 * 36, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).reshape(-1, 16 * 36))  # the baked line
+
+
+class Scaled(nn.Module):
+    """Runs at any width, but scales by the one that it was built with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 16
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(x[:, : self.width] / x.shape[1])
+
+
+class Tied(nn.Module):
+    """Embeds and projects with one matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 16)
+        self.a, self.b = nn.Linear(16, 24), nn.Linear(24, 16)
+        self.norm = nn.LayerNorm(16)
+        self.out = nn.Linear(16, 11, bias=False)
+        self.out.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.out(self.norm(x + self.b(F.gelu(self.a(x)))))
+
+
+class Recurrent(nn.Module):
+    """An LSTM between linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.lstm, self.b = nn.Linear(5, 12), nn.LSTM(12, 10, batch_first=True), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.lstm(self.a(x))[0])
+
+
+class Norm2d(nn.LayerNorm):
+    """A layer norm over channels of images, as torchvision's ConvNeXt has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+
+
+IMAGE, VECTOR = torch.randn(2, 3, 8, 8), torch.randn(2, 6)
+MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "residual": (Residual, IMAGE),
+    "tied": (Tied, torch.randint(0, 11, (2, 7))),
+    "recurrent": (Recurrent, torch.randn(2, 6, 5)),
+    "a subclass of a norm": (
+        lambda: nn.Sequential(nn.Conv2d(3, 16, 3), Norm2d(16), nn.Conv2d(16, 4, 1)),
+        IMAGE,
+    ),
+    "transposed and grouped": (
+        lambda: nn.Sequential(
+            nn.ConvTranspose2d(3, 16, 2), nn.GroupNorm(4, 16), nn.Conv2d(16, 16, 3, groups=4), nn.Conv2d(16, 3, 1)
+        ),
+        IMAGE,
+    ),
+}  # fmt: skip
+
+
+def pruned(build: Callable[[], nn.Module], example: Tensor) -> tuple[nn.Module, fxprune.Traced, Any]:
+    torch.manual_seed(0)
+    model = build().eval()
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter, -0.5, 0.5)
+    traced = fxprune.trace(copy.deepcopy(model), example)
+    plan = fxprune.make_plan(traced, channels=0.6, round_to=1, allocation="uniform")
+    assert plan.removed
+    return model, traced, fxprune.Pipeline([passes.PruneChannels(plan)])(traced)
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """Return all that undoing has to bring back."""
+    sizes = {
+        f"{path}:{key}": value
+        for path, module in model.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, int | tuple)
+    }
+    return {**{key: value.clone() for key, value in model.state_dict().items()}, **sizes}
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(a, other[key]) if isinstance(a, Tensor) else a == other[key] for key, a in one.items()
+    )
+
+
+@pytest.mark.parametrize(("build", "example"), MODELS.values(), ids=MODELS)
+def test_the_class_computes_what_the_graph_computes(build: Callable[[], nn.Module], example: Tensor) -> None:
+    model, traced, result = pruned(build, example)
+    before = sum(parameter.numel() for parameter in model.parameters())
+    applied = result.apply_to(model)
+    assert applied.max_relative_error <= 1e-9
+    assert applied.dtype == "float64"
+    assert sum(parameter.numel() for parameter in model.parameters()) < before
+    args, kwargs = traced.inputs(batch=3, seed=5)
+    with torch.no_grad():
+        expected, found = result.traced.run(args, kwargs)[0], model(*args, **kwargs)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    again = apply_to(result.traced, model)
+    assert again.tensors == []
+
+
+def test_sizes_and_ties_are_kept() -> None:
+    model, _, result = pruned(Tied, MODELS["tied"][1])
+    result.apply_to(model)
+    assert model.out.weight is model.embed.weight
+    assert model.embed.embedding_dim == model.embed.weight.shape[1] == model.norm.normalized_shape[0]
+    model, _, result = pruned(Residual, IMAGE)
+    result.apply_to(model)
+    assert (model.a[0].in_channels, model.a[0].out_channels) == tuple(model.a[0].weight.shape[1::-1])
+    assert model.depthwise.groups == model.depthwise.in_channels == model.depthwise.weight.shape[0]
+    assert model.a[1].num_features == len(model.a[1].running_mean)
+
+
+def test_training_goes_on_as_the_code_says() -> None:
+    model, _, result = pruned(Residual, IMAGE)
+    model.train()
+    result.apply_to(model)
+    assert model.training
+    logits, extra = model(IMAGE)  # the branch of the code that the graph never saw
+    (logits.sum() + extra).backward()
+    assert model.stem.weight.grad is not None
+    assert model.auxiliary.weight.shape == (5, 16)  # what the graph did not call stays
+
+
+def test_folded_norms_become_identities() -> None:
+    model, _, result = pruned(Residual, IMAGE)
+    folded = fxprune.Pipeline([passes.FuseBatchNorm()])(result.traced)
+    applied = folded.apply_to(model)
+    assert applied.removed == ["a.1"]
+    assert isinstance(model.a[1], nn.Identity)
+    assert model.a[0].bias is not None
+    assert applied.max_relative_error <= 1e-9
+
+
+@pytest.mark.parametrize(
+    ("build", "example", "message"),
+    [
+        (Baked, IMAGE, r"does not run with the new sizes.*test_eager.py:\d+ \(return self.b\(self.a\(x\).reshape"),
+    ],
+)
+def test_a_width_in_the_code_is_refused_with_its_line(
+    build: Callable[[], nn.Module], example: Tensor, message: str
+) -> None:
+    model, _, result = pruned(build, example)
+    before = state(model)
+    with pytest.raises(VerifyError, match=message):
+        result.apply_to(model)
+    assert same(before, state(model))
+    model(example)
+
+
+def test_code_that_computes_something_else_is_refused() -> None:
+    model, _, result = pruned(Residual, IMAGE)
+    before = state(model)
+    model.head.register_forward_hook(lambda module, args, output: output * 1.001)  # not in the capture
+    with pytest.raises(VerifyError, match="computes something else than the graph"):
+        result.apply_to(model)
+    assert same(before, state(model))
+
+
+def test_widths_that_are_part_of_the_function() -> None:
+    """The graph goes on dividing by the width that was captured, as masking does; the code would divide by the new."""
+    model, _, result = pruned(Scaled, VECTOR)
+    with pytest.raises(VerifyError, match="computes something else"):
+        result.apply_to(model)
+
+
+def test_other_layers_are_refused() -> None:
+    model, traced, _ = pruned(Residual, IMAGE)
+    before = state(model)
+    expanded = fxprune.Pipeline([passes.OverParameterize(rate=2)])(traced)
+    with pytest.raises(InputError, match="Apply the result before that pass"):
+        expanded.apply_to(model)
+    assert same(before, state(model))
+
+
+def test_a_recurrent_layer_runs_after_undoing() -> None:
+    model, _, result = pruned(Recurrent, MODELS["recurrent"][1])
+    example = MODELS["recurrent"][1]
+    expected = model(example)
+    hook = model.b.register_forward_hook(lambda module, args, output: output + 1)
+    with pytest.raises(VerifyError):
+        result.apply_to(model)
+    hook.remove()
+    torch.testing.assert_close(model(example), expected)
+
+
+def test_torchvision() -> None:
+    torchvision = pytest.importorskip("torchvision", reason="the model is torchvision's")
+    torch.manual_seed(0)
+    model = torchvision.models.mobilenet_v3_small(weights=None).eval()
+    traced = fxprune.trace(copy.deepcopy(model), torch.randn(2, 3, 64, 64))
+    plan = fxprune.make_plan(traced, macs=0.5)
+    applied = apply_to(fxprune.cut(traced, plan), model)
+    assert applied.max_relative_error <= 1e-9
+    assert model.features[0][0].out_channels <= 16
