@@ -224,6 +224,23 @@ def finetune(  # noqa: PLR0913 - every choice of a training is one
 
 @app.command()
 @guarded
+def demo(
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="Folder for model.onnx, dense.onnx, model.safetensors, plan.json, report.json."),
+    ] = Path("fxprune-demo"),
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of both trainings.")] = 8,
+    seconds: Annotated[float, typer.Option("--seconds", help="Time for the latency measurement.")] = 5.0,
+    seed: Seed = 0,
+) -> None:
+    """Show it all in a minute: train on digits, prune, recover, export, check, measure."""
+    from fxprune.cli.demo import Options, run
+
+    run(Options(out, epochs, seconds, seed))
+
+
+@app.command()
+@guarded
 def groups(
     model: Model,
     input: Inputs = None,

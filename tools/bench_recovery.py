@@ -1,0 +1,168 @@
+"""Does over-parameterising a pruned network recover more than fine-tuning it? Trials on two tasks, and their tables.
+
+    python tools/bench_recovery.py --out results/recovery.json --markdown docs/recovery.md --plot docs/recovery.png
+
+Each trial trains a network, prunes it, recovers it in one way, collapses it, and tests it. What has a record in the
+output file is not run again, so that a run can be stopped at any time and taken up; several runs may share the file.
+The order is such that what there is makes complete tables. Filters take a part:
+
+    python tools/bench_recovery.py --budget-minutes 20 --tasks digits --nets resnet --ratios 0.9 0.95 --seeds 0 1 2
+    python tools/bench_recovery.py --scale full --out results/recovery_full.json        # larger, for a GPU
+    python tools/bench_recovery.py --budget-minutes 0 --markdown docs/recovery.md       # only the tables
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # started as a script: the checkout itself is not on the path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from fxprune.deploy.files import atomic_write
+from fxprune.deploy.machine import machine
+from tools._recovery_tables import page, plot
+from tools._recovery_tasks import NETS, RATIOS, SCALES, SEEDS, TASKS
+from tools._recovery_trial import MAIN, REASONS, VARIANTS, WIDTHS, Trial, run_trial
+
+HARD, EASY = (0.9, 0.95), (0.5, 0.7)
+# The order of trials: task, network, ratios, variants; within each line seed by seed.
+LINES: list[tuple[str, str, tuple[float, ...], dict[str, Any]]] = [
+    ("digits", "resnet", HARD, MAIN),
+    ("digits", "resnet", EASY, MAIN),
+    ("digits", "resnet", (0.9,), WIDTHS),
+    ("digits", "mobilenet", HARD, MAIN),
+    ("digits", "resnet", (0.9,), REASONS),
+    ("shapes", "resnet", HARD, MAIN),
+    ("digits", "mobilenet", EASY, MAIN),
+    ("shapes", "mobilenet", HARD, MAIN),
+    ("shapes", "resnet", EASY, MAIN),
+    ("shapes", "mobilenet", EASY, MAIN),
+]
+
+
+def trials(options: argparse.Namespace) -> list[Trial]:
+    """Return what was asked for, in the order of the most informative first; other combinations only by their names."""
+    found = [
+        Trial(options.scale, task, net, ratio, seed, variant)
+        for task, net, ratios, variants in LINES
+        for seed in options.seeds
+        for ratio in ratios
+        for variant in variants
+    ]
+    if options.variants:
+        found += [
+            Trial(options.scale, task, net, ratio, seed, variant)
+            for task in options.tasks
+            for net in options.nets
+            for seed in options.seeds
+            for ratio in options.ratios
+            for variant in options.variants
+        ]
+    return [
+        trial
+        for trial in dict.fromkeys(found)
+        if trial.task in options.tasks and trial.net in options.nets and trial.ratio in options.ratios
+        and trial.variant in (options.variants or VARIANTS)
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------- the file of results
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return what was measured so far."""
+    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"schema": 1, "trials": []}
+    return results
+
+
+def append(path: Path, record: dict[str, Any]) -> None:
+    """Add one record in one step, beside whoever else does so."""
+    with _locked(path):
+        results = read(path)
+        results["machine"] = {"torch": torch.__version__, **machine()}
+        results["trials"].append(record)
+        text = json.dumps(results, indent=1) + "\n"
+        atomic_write(path, lambda temporary: _write_text(temporary, text))
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # it ends with the process, however that ends
+        yield
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def is_done(trial: Trial, results: dict[str, Any]) -> bool:
+    """Whether there is a record of this trial under these settings."""
+    wanted = {**vars(trial), "settings": trial.settings.digest}
+    return any(all(record[key] == value for key, value in wanted.items()) for record in results["trials"])
+
+
+def put_between(path: Path, text: str) -> None:
+    """Replace what is between the markers of a page, or write one that has nothing else."""
+    start, end = "<!-- recovery:start -->\n", "<!-- recovery:end -->"
+    before, _, rest = (path.read_text() if path.is_file() else f"{start}{end}\n").partition(start)
+    after = rest.partition(end)[2]
+    atomic_write(path, lambda temporary: _write_text(temporary, f"{before}{start}{text}\n{end}{after}"))
+
+
+def _options(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("results/recovery.json"))
+    parser.add_argument("--cache", type=Path, default=Path("results/recovery"), help="networks before pruning")
+    parser.add_argument("--scale", choices=SCALES, default="small")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=NETS)
+    parser.add_argument("--ratios", nargs="+", type=float, default=RATIOS, help="shares of filters to remove")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, metavar="NAME", help=", ".join(VARIANTS))
+    parser.add_argument("--budget-minutes", type=float, help="start no trial after that")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cpu", action="store_true", help="also where there is a GPU")
+    parser.add_argument("--markdown", type=Path, help="page for the tables")
+    parser.add_argument("--plot", type=Path, help="picture of the gains")
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run what has no record yet, and write tables and plot where they were asked for."""
+    options = _options(words)
+    torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore")
+    start = time.perf_counter()
+    for trial in trials(options):
+        if options.budget_minutes is not None and time.perf_counter() - start >= 60 * options.budget_minutes:
+            break
+        if is_done(trial, read(options.out)):
+            continue
+        record = run_trial(trial, options.cache, cpu=options.cpu)
+        append(options.out, record)
+        result = f"{record['accuracy']:.2%}" if "accuracy" in record else record["error"]
+        place = f"{trial.task} {trial.net} {trial.ratio:.0%} seed {trial.seed}"
+        print(f"{place} {trial.variant}: {result}, {record['seconds']} s", flush=True)
+    results = read(options.out)
+    if options.markdown:
+        put_between(options.markdown, page(results, options.scale))
+    if options.plot:
+        atomic_write(options.plot, lambda temporary: plot(results, options.scale, temporary))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
