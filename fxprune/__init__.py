@@ -17,6 +17,7 @@ _HOMES = {
     "cut": "fxprune.surgery",
     "export_onnx": "fxprune.deploy.onnx",
     "find_groups": "fxprune.channels",
+    "load": "fxprune.results",
     "make_plan": "fxprune.deploy.latency_budget",
     "measure_latency": "fxprune.deploy.latency",
     "trace": "fxprune.capture",
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from fxprune.deploy.parity import check_parity
     from fxprune.pipeline import Pipeline
     from fxprune.planning import Plan, count
+    from fxprune.results import load
     from fxprune.surgery import cut, verify_cut
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "cut",
     "export_onnx",
     "find_groups",
+    "load",
     "make_plan",
     "measure_latency",
     "trace",

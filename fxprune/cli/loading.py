@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -16,8 +15,6 @@ from fxprune.errors import InputError
 
 if TYPE_CHECKING:
     from fxprune.capture import Traced
-
-DEFAULT_INPUT = "1x3x224x224"
 
 
 def parse_fraction(name: str, value: float | None) -> float | None:
@@ -176,42 +173,10 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def example_inputs(specs: list[str], seed: int) -> tuple[Any, ...]:
-    """Return random tensors for ``1x3x224x224[:dtype]`` specifications; integers are small ids."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    tensors = []
-    for spec in specs or [DEFAULT_INPUT]:
-        shape, dtype = parse_input(spec)
-        if dtype.is_floating_point:
-            tensors.append(torch.randn(shape, generator=generator).to(dtype))
-        else:
-            tensors.append(torch.randint(0, 2 if dtype is torch.bool else 8, shape, generator=generator).to(dtype))
-    return tuple(tensors)
-
-
-def parse_input(spec: str) -> tuple[list[int], Any]:
-    """Return the sizes and the torch dtype that ``1x3x224x224[:dtype]`` names."""
-    import torch
-
-    found = re.fullmatch(r"(\d+(?:x\d+)*)(?::(\w+))?", spec)
-    if found is None:
-        raise InputError(
-            f"--input {spec!r} is no shape; write sizes joined by x, and a dtype after a colon if it is not "
-            "float32: 1x128:int64"
-        )
-    dtype = getattr(torch, found[2] or "float32", None)
-    if not isinstance(dtype, torch.dtype):
-        raise InputError(
-            f"--input {spec!r}: torch has no dtype {found[2]!r}; use float32, float16, int64, bool and the like"
-        )
-    return [int(size) for size in found[1].split("x")], dtype
-
-
 def capture(model: Any, inputs: list[str], seed: int) -> Traced:
     """Trace a model on random inputs."""
     from fxprune.capture import trace
+    from fxprune.capture.specs import example_inputs
 
     tensors = example_inputs(inputs, seed)
     with muted():

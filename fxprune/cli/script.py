@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fxprune.cli.loading import DEFAULT_INPUT, parse_arguments, parse_input
+from fxprune.capture.specs import DEFAULT_INPUT, parse_input
+from fxprune.cli.loading import parse_arguments
 from fxprune.cli.options import PRUNE, Options, PassChoice
 from fxprune.passes import PASSES
 

@@ -1,0 +1,125 @@
+"""A folder that ``fxprune optimize`` wrote, read back without pickle."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fxprune.capture import Traced, trace
+from fxprune.capture.specs import example_inputs
+from fxprune.errors import InputError
+from fxprune.passes import PASSES
+from fxprune.pipeline import Pipeline
+from fxprune.planning import Plan
+from fxprune.surgery import cut
+
+PLAN, WEIGHTS, REPORT = "plan.json", "model.safetensors", "report.json"
+_CUT = "prune-channels"
+
+
+def load(directory: str | Path, factory: Callable[[], nn.Module], example: Any = None) -> Traced:
+    """Rebuild a pruned model from its folder.
+
+    The dense model is built, captured and cut by ``plan.json``, then gets the weights of ``model.safetensors``. Write
+    it into a module of your own class with :func:`fxprune.eager.apply_to`.
+
+    Args:
+        directory: What ``fxprune optimize --out`` named.
+        factory: Builds the dense model; its weights do not matter.
+        example: Example inputs of the shapes that the plan was made with, as :func:`fxprune.trace` takes them. None
+            takes those that ``report.json`` has.
+
+    Raises:
+        InputError: A file is missing, damaged or holds other tensors.
+        PlanError: The plan was made for another model.
+    """
+    folder = Path(directory)
+    plan = Plan.from_json(_read(folder / PLAN))
+    recipe = _recipe(folder / REPORT)
+    if example is None:
+        section = recipe.get("model", {})
+        example = example_inputs(section.get("input", []), section.get("seed", 0))
+    traced = _before_the_cut(trace(factory().eval(), example), recipe)
+    plan.check(traced)
+    pruned = cut(traced, replace(plan, compensate=None))  # only the shapes: what it left behind is in the weights
+    _load_weights(pruned.module, folder / WEIGHTS)
+    return pruned
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}); give the folder that fxprune optimize --out wrote"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text: {error}") from error
+
+
+def _recipe(path: Path) -> dict[str, Any]:
+    """Return the recipe of the run; without a report there were no passes before the cut that anyone knows of."""
+    if not path.exists():
+        return {}
+    try:
+        return tomllib.loads(json.loads(_read(path)).get("recipe", ""))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {error}. Restore it, or delete it and give example=") from error
+
+
+def _before_the_cut(traced: Traced, recipe: dict[str, Any]) -> Traced:
+    steps = []
+    for entry in recipe.get("passes", []):
+        options = {key: value for key, value in entry.items() if key != "name"}
+        if entry["name"] == _CUT:
+            break
+        steps.append(PASSES[entry["name"]](**options))
+    return Pipeline(steps, verify=False)(traced).traced if steps else traced
+
+
+def _load_weights(module: nn.Module, path: Path) -> None:
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read as safetensors: {error}") from error
+    aliases = _aliases(module)
+    for name in found:
+        if name not in aliases:
+            _make_place(module, name, found[name], path)
+    own = module.state_dict(keep_vars=True)
+    loaded: set[int] = set()
+    for name, tensor in found.items():
+        target = own[name]
+        if target.shape != tensor.shape:
+            raise InputError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, and the plan leaves {tuple(target.shape)}"
+            )
+        target.data.copy_(tensor)
+        loaded.add(id(target))
+    missing = [name for name, tensor in own.items() if id(tensor) not in loaded]
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing[:5])}{' and others' if len(missing) > 5 else ''}")
+
+
+def _aliases(module: nn.Module) -> set[str]:
+    return set(module.state_dict(keep_vars=True))
+
+
+def _make_place(module: nn.Module, name: str, tensor: Tensor, path: Path) -> None:
+    """Give a layer the bias that compensation gave it."""
+    owner_path, _, key = name.rpartition(".")
+    try:
+        owner = module.get_submodule(owner_path)
+    except AttributeError:
+        owner = None
+    if owner is None or key not in owner._parameters:
+        raise InputError(f"{path} has {name}, which this model has not; it belongs to another model")
+    owner._parameters[key] = nn.Parameter(tensor.clone())

@@ -1,0 +1,153 @@
+"""Folders of ``optimize`` read back: the same numbers, and every damage refused."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from typer.testing import CliRunner
+
+import fxprune
+from fxprune.cli.main import app
+from fxprune.eager import apply_to
+from fxprune.errors import InputError, PlanError
+
+SOURCE = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, classes=5):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.ReLU()
+        )
+        self.out = nn.Linear(24, classes)
+
+    def forward(self, x):
+        return self.out(self.body(x).mean((2, 3)))
+"""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("source") / "net.py"
+    path.write_text(SOURCE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def factory(source: Path) -> Callable[..., nn.Module]:
+    spec = importlib.util.spec_from_file_location("net_of_results", source)
+    assert spec is not None
+    assert spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Net  # type: ignore[no-any-return]
+
+
+def optimized(source: Path, out: Path, *words: object, recipe: str = "") -> Path:
+    if recipe:
+        (out.parent / "recipe.toml").write_text(recipe)
+        words = ("--recipe", out.parent / "recipe.toml", *words)
+    command = ["optimize", f"{source}:Net", "--input", "1x3x12x12", "--macs", "0.5", "--round-to", "2", "--no-latency"]
+    result = CliRunner().invoke(app, [*command, "--out", str(out), *map(str, words)])
+    assert result.exit_code == 0, result.output
+    return out
+
+
+RECIPES = {
+    "plain": "",
+    "norms folded before the cut": '[[passes]]\nname = "fuse-batchnorm"\n[[passes]]\nname = "prune-channels"\n',
+}
+
+
+@pytest.mark.parametrize("words", [(), ("--compensate", "constant")], ids=["cut", "compensated"])
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_the_same_model_comes_back(
+    source: Path, factory: Callable[..., nn.Module], tmp_path: Path, recipe: str, words: tuple[str, ...]
+) -> None:
+    out = optimized(source, tmp_path / "out", *words, recipe=recipe)
+    loaded = fxprune.load(out, factory)
+    args, kwargs = loaded.inputs(batch=3)
+    parity = fxprune.check_parity(loaded, out / "model.onnx")  # the file of the folder is what was checked then
+    assert parity.max_relative_error <= 1e-5
+    saved = load_file(out / "model.safetensors")
+    state = loaded.module.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in saved.items())
+    assert loaded.run(args, kwargs)[0].shape == (3, 5)
+
+
+def test_it_goes_back_into_the_class(source: Path, factory: Callable[..., nn.Module], tmp_path: Path) -> None:
+    out = optimized(source, tmp_path / "out")
+    model = factory()
+    assert apply_to(fxprune.load(out, factory), model).max_relative_error <= 1e-9
+    assert model.out.in_features < 24
+
+
+def test_without_a_report_the_example_is_given(
+    source: Path, factory: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    out = optimized(source, tmp_path / "out")
+    (out / "report.json").unlink()
+    assert fxprune.load(out, factory, torch.randn(1, 3, 12, 12)).batch == 2
+
+
+def test_another_model_is_refused(source: Path, factory: Callable[..., nn.Module], tmp_path: Path) -> None:
+    out = optimized(source, tmp_path / "out")
+    with pytest.raises(PlanError, match="made for another graph"):
+        fxprune.load(out, lambda: factory(classes=6))
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def _rewrite(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def run(path: Path) -> None:
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+
+    return run
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "no plan": ("plan.json", Path.unlink, "plan.json cannot be read"),
+    "no weights": ("model.safetensors", Path.unlink, "cannot be read as safetensors"),
+    "truncated weights": ("model.safetensors", _truncate, "cannot be read as safetensors"),
+    "a damaged report": ("report.json", lambda path: path.write_text("{"), "report.json is damaged"),
+    "a binary plan": ("plan.json", lambda path: path.write_bytes(b"\xff\xfe\x00"), "is no text"),
+    "a tensor too few": ("model.safetensors", _rewrite(lambda t: t.pop("out.bias")), "lacks out.bias"),
+    "a tensor too many": (
+        "model.safetensors",
+        _rewrite(lambda t: t.update(stranger=torch.ones(1))),
+        "has stranger, which this model has not",
+    ),
+    "another shape": (
+        "model.safetensors",
+        _rewrite(lambda t: t.update({"out.bias": torch.ones(7)})),
+        r"out.bias has shape \(7,\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "damage", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_damage_is_refused(
+    source: Path,
+    factory: Callable[..., nn.Module],
+    tmp_path: Path,
+    name: str,
+    damage: Callable[[Path], object],
+    message: str,
+) -> None:
+    out = optimized(source, tmp_path / "out", "--no-onnx")
+    damage(out / name)
+    with pytest.raises(InputError, match=message):
+        fxprune.load(out, factory)
