@@ -10,8 +10,8 @@ A loop of the user's own needs one line for each::
     ...
     result = objective.finish()                                 # once, when training ends
 
-Methods that prune as they train are started by ``begin(traced, ...)``, and their ``finish`` returns what came of it: a
-``Plan``, or a ``Traced``.
+Methods that prune as they train begin with a capture of the very module that is trained, ``Method.begin(traced, ...)``,
+and their ``finish`` returns what came of it: a ``Plan``, or a ``Traced``.
 
 ``extra_loss`` is asked once per forward pass, also where gradients are accumulated over several; ``after_backward`` and
 ``after_step`` once per step of the optimiser, after the gradients have been unscaled and averaged over processes, and
@@ -21,7 +21,7 @@ before they are clipped.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -58,6 +58,11 @@ class Objective:
     """
 
     keeps_last: bool = False
+
+    @classmethod
+    def begin(cls, *args: Any, **options: Any) -> Self:
+        """Make the objective when its training begins: the same as calling the class."""
+        return cls(*args, **options)
 
     def expect(self, steps: int) -> None:
         """Hear how many steps of the optimiser there will be, before the first; refuse them by an ``InputError``."""
