@@ -167,6 +167,8 @@ def removal_error(traced: Traced, removed: Removal) -> float:
     The example's inputs are used, in eval mode, on the CPU.
     """
     module = copy.deepcopy(traced.module).cpu().eval()
+    for layer in module.modules():
+        vars(layer).pop("forward", None)  # a trainer's own, which is bound to the layer that was copied
     groups = find_groups(traced.with_module(module))  # they belong to the nodes of one graph
     args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: tensor.cpu(), (traced.args, traced.kwargs))
     whole = Widened(module).run_flat(args, kwargs)

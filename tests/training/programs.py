@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fxprune.training import Objective, Recipe, finetune
+from fxprune.capture import trace
+from fxprune.training import TPP, Growth, Objective, Recipe, finetune
 
 
 class Net(nn.Module):
@@ -60,7 +61,13 @@ def main() -> None:
     data = Jitter(labels[:, None, None, None] + torch.randn(44, 3, 8, 8), labels)
     slow = options.pop("slow", 0.0)
     loader = DataLoader(data, batch_size=options.pop("batch"), shuffle=True)
+    ratio = options.pop("tpp", 0.0)
     recipe = Recipe(**options)
+    if ratio:
+        traced, growth = trace(model.eval(), torch.randn(2, 3, 8, 8)), Growth(1, 0.05, 1.0, 10, 2)
+        make = [lambda model: TPP.begin(traced.with_module(model), {"body.*": ratio}, schedule=growth)]
+        finetune(traced, loader, data, recipe, objectives=make, out=folder, cpu=True)
+        return
     finetune(model, loader, data, recipe, objectives=[lambda model: Slow(slow)], out=folder, cpu=True)
 
 

@@ -106,3 +106,15 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path, accumulate: 
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode != 0
     assert "processes was 2 and is 1" in done.stderr
+
+
+def test_pruning_while_training_takes_the_same_steps_in_two_processes(tmp_path: Path) -> None:
+    options = {"epochs": 10, "lr": 0.02, "schedule": "constant", "tpp": 0.5}
+    one = _run(tmp_path / "one", {**options, "batch": 16})
+    two = _run(tmp_path / "two", {**options, "batch": 8}, processes=2)
+    gone = {name: [bool((row == 0).all()) for row in one[name]] for name in ("body.0.weight", "body.3.weight")}
+    assert [sum(rows) for rows in gone.values()] == [4, 4]
+    for name, value in one.items():
+        torch.testing.assert_close(
+            two[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
