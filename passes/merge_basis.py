@@ -29,6 +29,7 @@ from fxprune.linear.forms import layer_of
 from fxprune.linear.taps import flat, grouped
 from fxprune.pipeline import Keeps, Pass
 from fxprune.report import Change, Skip
+from fxprune.surgery.cut import fit_layer
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def _keep_split(module: fx.GraphModule, block: Block, kept: Tensor) -> None:
     if basis.bias is not None:
         basis.bias = None
         mix.bias = nn.Parameter(bias, requires_grad=mix.weight.requires_grad)  # type: ignore[arg-type]
-    _fit(basis, mix, groups * count)
+    for layer in (basis, mix):
+        fit_layer(layer, None)
     block.mix.replace_input_with(block.scaling[-1], block.basis)
     for node in reversed(block.scaling):
         module.graph.erase_node(node)
@@ -128,13 +130,6 @@ def _keep_split(module: fx.GraphModule, block: Block, kept: Tensor) -> None:
 
 def _set(layer: Any, name: str, value: Tensor) -> None:
     setattr(layer, name, nn.Parameter(value, requires_grad=getattr(layer, name).requires_grad))
-
-
-def _fit(basis: Any, mix: Any, vectors: int) -> None:
-    if isinstance(basis, nn.Linear):
-        basis.out_features = mix.in_features = vectors
-    else:
-        basis.out_channels = mix.in_channels = vectors
 
 
 def _join(module: fx.GraphModule, block: Block) -> None:

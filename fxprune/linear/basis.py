@@ -146,11 +146,15 @@ def inside_a_basis(module: fx.GraphModule, path: str) -> str | None:
 
 
 def blocks_with_basis(module: fx.GraphModule) -> dict[str, Block | str]:
-    """Return each decomposed layer, or why it is none any more, by path and in graph order."""
+    """Return each decomposed layer, or why it is none any more, by path and in graph order.
+
+    Left out are those of which nothing is called: another pass made one layer of them, or removed them.
+    """
     uses = tensor_uses(module)
     called = {str(node.target): node for node in module.graph.find_nodes(op="call_module")}
     order = {target: position for position, target in enumerate(called)}
-    paths = sorted(basis_paths(module), key=lambda path: order.get(f"{path}.basis", len(order)))
+    present = [path for path in basis_paths(module) if {f"{path}.basis", f"{path}.mix"} & called.keys()]
+    paths = sorted(present, key=lambda path: order.get(f"{path}.basis", len(order)))
     return {path: _block(module, path, called, uses) for path in paths}
 
 

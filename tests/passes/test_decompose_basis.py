@@ -18,7 +18,7 @@ from fxprune.errors import InputError
 from fxprune.graph_tools import copy_module
 from fxprune.linear.basis import blocks_with_basis, is_orthonormal, whole_blocks, with_vectors_dropped
 from fxprune.linear.taps import grouped
-from fxprune.passes import DecomposeBasis, FuseBatchNorm, MergeBasis, OverParameterize, PruneChannels, Reparameterize
+from fxprune.passes import DecomposeBasis, MergeBasis, OverParameterize, PruneChannels, Reparameterize
 from fxprune.pipeline import Pipeline, Result
 from fxprune.planning import make_plan
 from fxprune.testing import check_pass
@@ -206,11 +206,14 @@ def test_the_record_is_copied_with_the_graph() -> None:
         assert [block.path for block in whole_blocks(twin)] == ["stem.0", "body.0", "mix", "head"]
 
 
-def test_reparameterize_merges_it_too() -> None:
-    pipeline = Pipeline([DecomposeBasis(), FuseBatchNorm(), Reparameterize()])
-    module = pipeline(trace(Small().double().eval(), IMAGE.double())).traced.module
-    assert {name for name, _ in module.named_parameters()} >= {"stem.0.weight", "mix.weight", "head.weight"}
-    assert not [name for name, _ in module.named_parameters() if "scales" in name]
+def test_reparameterize_merges_it_too_and_it_can_be_decomposed_again() -> None:
+    traced = Pipeline([DecomposeBasis(), Reparameterize()])(trace(Small().double().eval(), IMAGE.double())).traced
+    names = {name for name, _ in traced.module.named_parameters()}
+    assert names == {name for name, _ in Small().named_parameters()}
+    assert not MergeBasis()(traced).report[0].skips
+    again = Pipeline([DecomposeBasis()])(traced)
+    assert [change.place for change in again.report[0].changes] == ["stem.0", "body.0", "mix", "head"]
+    assert not again.report[0].skips
 
 
 # ---------------------------------------------------------------- what is left alone
@@ -303,3 +306,31 @@ def test_trained_scales_go_into_a_new_decomposition() -> None:
     (mix,) = [block for block in whole_blocks(again.module) if block.path == "mix"]
     assert mix.rank == 6
     assert all((block.scales == 1).all() for block in whole_blocks(again.module))  # type: ignore[union-attr]
+
+
+def test_to_a_plan_a_vector_is_a_unit_like_a_channel() -> None:
+    traced = decomposed(Small().double(), IMAGE.double(), exclude=["head"]).traced
+    traced.module.requires_grad_(False)
+    for block in whole_blocks(traced.module):
+        block.scales.requires_grad_(True)  # type: ignore[union-attr]
+    F.cross_entropy(traced.module(IMAGE.double()), torch.tensor([1, 3])).backward()
+    plan = make_plan(traced, params=0.8, round_to=1, importance="taylor", protect=["*.mix.weight"])
+    gone = {name: cuts[0] for name, cuts in plan.removed.items() if name.endswith("scales")}
+    assert gone
+    assert {name.rpartition(".")[0] for name in gone} == {"stem.0", "body.0", "mix"} & {
+        name.removesuffix(".mix.weight") for name in plan.removed
+    }
+    masked = with_vectors_dropped(traced, {name.removesuffix(".scales"): cut for name, cut in gone.items()})
+    cut = Pipeline([PruneChannels(plan)])(traced).traced
+    value = torch.randn(3, 3, 9, 9, dtype=torch.float64)
+    torch.testing.assert_close(cut.run((value,)), masked.run((value,)), rtol=1e-12, atol=1e-12)
+
+
+def test_what_cut_channels_leave_behind_goes_into_the_basis_and_is_merged() -> None:
+    model = Small().double()
+    model.stem[1].bias.data.fill_(1.0)  # type: ignore[operator, union-attr]
+    first = decomposed(model, IMAGE.double(), exclude=["head"])
+    plan = make_plan(first.traced, macs=0.7, round_to=1, protect=["*.basis.weight"], compensate="constant")
+    result = Pipeline([PruneChannels(plan), MergeBasis()])(first.traced)
+    assert any("takes up what the removed channels leave" in change.what for change in result.report[0].changes)
+    assert not [name for name in result.traced.module.state_dict() if name.endswith("basis.bias")]
