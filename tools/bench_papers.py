@@ -1,0 +1,105 @@
+"""The small experiments on methods from papers, and their tables.
+
+    python tools/bench_papers.py --budget-minutes 15 --markdown docs/papers.md
+    python tools/bench_papers.py --experiments tpp --ratios 0.9 --seeds 0 1 2 --methods tpp l1
+    python tools/bench_papers.py --budget-minutes 0 --markdown docs/papers.md        # only the tables
+
+What has a record in the output file is not run again, so that a run can be stopped at any time and taken up. Each
+experiment has a module of its own, ``tools/_papers_NAME.py``, with ``trials``, ``run_trial`` and ``page``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # started as a script: the checkout itself is not on the path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from fxprune.deploy.files import atomic_write
+from fxprune.deploy.machine import machine
+from tools import _papers_tpp
+
+EXPERIMENTS = {"tpp": _papers_tpp}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return what was measured so far."""
+    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"schema": 1, "trials": []}
+    return results
+
+
+def append(path: Path, record: dict[str, Any]) -> None:
+    """Add one record in one step."""
+    results = read(path)
+    results["machine"] = {"torch": torch.__version__, **machine()}
+    results["trials"].append(record)
+    _write(path, json.dumps(results, indent=1) + "\n")
+
+
+def put_between(path: Path, name: str, text: str) -> None:
+    """Replace what is between an experiment's markers on a page, or add it at the end."""
+    start, end = f"<!-- {name}:start -->\n", f"<!-- {name}:end -->\n"
+    page = path.read_text() if path.is_file() else ""
+    if start not in page:
+        page += ("\n" if page else "") + start + end
+    before, _, rest = page.partition(start)
+    _write(path, before + start + text + end + rest.partition(end)[2])
+
+
+def _write(path: Path, text: str) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_text(text)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, write)
+
+
+def _options(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
+    parser.add_argument("--out", type=Path, default=Path("results/papers.json"))
+    parser.add_argument("--cache", type=Path, default=Path("results/papers"), help="networks before pruning")
+    parser.add_argument("--scale", choices=("small", "test"), default="small")
+    parser.add_argument("--ratios", nargs="+", type=float)
+    parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--budget-minutes", type=float, help="start no trial after that")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--markdown", type=Path, help="page for the tables")
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run what has no record yet, and write the tables where they were asked for."""
+    options = _options(words)
+    torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore")
+    start = time.perf_counter()
+    for name in options.experiments:
+        experiment = EXPERIMENTS[name]
+        for trial in experiment.trials(options.scale):
+            wanted = ((options.ratios, trial.ratio), (options.seeds, trial.seed), (options.methods, trial.method))
+            if any(chosen is not None and value not in chosen for chosen, value in wanted):
+                continue
+            if any(trial.key.items() <= record.items() for record in read(options.out)["trials"]):
+                continue
+            if options.budget_minutes is not None and time.perf_counter() - start >= 60 * options.budget_minutes:
+                break
+            record = experiment.run_trial(trial, options.cache)
+            append(options.out, record)
+            print(json.dumps(record), flush=True)
+        if options.markdown:
+            put_between(options.markdown, name, experiment.page(read(options.out)["trials"], options.scale))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
