@@ -25,6 +25,7 @@ from fxprune.graph_tools import assign, copy_module, module_of, tensor_uses
 from fxprune.linear.combine import chain
 from fxprune.linear.forms import Form, affine, layer_form
 from fxprune.linear.layers import LAYERS, why_not_alone, why_not_plain
+from fxprune.linear.taps import grouped
 
 BASIS = "fxprune.basis"
 """Key in a graph module's ``meta``: paths of the layers that were decomposed and not put together again."""
@@ -200,13 +201,32 @@ def _scaling(module: fx.GraphModule, path: str, basis: fx.Node, mix: fx.Node) ->
     if not isinstance(source, fx.Node) or source.target is not torch.ops.aten.mul.Tensor or source.args[0] is not basis:
         return broken
     constants, node = list[fx.Node](), source.args[1]
-    while isinstance(node, fx.Node) and node.target is torch.ops.aten.view.default:
+    while isinstance(node, fx.Node) and node.target in (torch.ops.aten.view.default, torch.ops.aten.reshape.default):
         constants.append(node)
         node = node.args[0]
     if not isinstance(node, fx.Node) or node.op != "get_attr" or node.target != f"{path}.scales":
         return broken
     nodes = (node, *reversed(constants), source)
     return nodes if all(len(each.users) == 1 for each in (basis, *nodes)) else broken
+
+
+def singular_values(module: fx.GraphModule) -> dict[str, Tensor]:
+    """Return how large each vector's share of its kernel is: its singular value, times its scale.
+
+    It needs no data, and is what importances of scales are to be compared with.
+
+    Args:
+        module: A graph with decomposed layers, whose bases are orthonormal.
+
+    Returns:
+        Path of a decomposed layer -> (groups * rank,) in float64.
+    """
+    values = {}
+    for block in whole_blocks(module):
+        mix = grouped(block.layers[1].weight, block.groups)
+        assert block.scales is not None  # whole blocks have them
+        values[block.path] = mix.reshape(mix.shape[:3]).norm(dim=1).flatten() * block.scales.detach().double().abs()
+    return values
 
 
 # ---------------------------------------------------------------- the masked reference

@@ -111,7 +111,7 @@ class BasisScaling(Objective):
 
     In ``finetune``, whose copy of the model is what the objective needs::
 
-        finetune(traced, train, objectives=[lambda model: BasisScaling(traced.with_module(model), params=0.4)])
+        finetune(traced, train, objectives=[lambda m: BasisScaling.begin(traced.with_module(m), params=0.4)])
 
     Args:
         traced: The capture around the very module that is trained.

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations
 from fxprune.capture import trace
 from fxprune.errors import InputError
 from fxprune.graph_tools import copy_module
-from fxprune.linear.basis import blocks_with_basis, is_orthonormal, whole_blocks, with_vectors_dropped
+from fxprune.linear.basis import blocks_with_basis, is_orthonormal, singular_values, whole_blocks, with_vectors_dropped
 from fxprune.linear.taps import grouped
 from fxprune.passes import DecomposeBasis, MergeBasis, OverParameterize, PruneChannels, Reparameterize
 from fxprune.pipeline import Pipeline, Result
@@ -111,11 +111,16 @@ def check_exact(model: nn.Module, result: Result) -> None:
 
 def test_vectors_are_sorted_and_have_a_sign() -> None:
     conv = nn.Conv2d(4, 6, 3, groups=2).double()
-    (block,) = whole_blocks(decomposed(nn.Sequential(conv), torch.randn(2, 4, 5, 5).double()).traced.module)
+    module = decomposed(nn.Sequential(conv), torch.randn(2, 4, 5, 5).double()).traced.module
+    (block,) = whole_blocks(module)
     vectors, mix = (grouped(layer.weight, 2).flatten(2) for layer in block.layers)
     norms = mix.norm(dim=1)
     assert (norms[:, :-1] >= norms[:, 1:]).all()
-    torch.testing.assert_close(norms, torch.linalg.svdvals(grouped(conv.weight, 2).flatten(2)))
+    wanted = torch.linalg.svdvals(grouped(conv.weight, 2).flatten(2))
+    torch.testing.assert_close(norms, wanted)
+    with torch.no_grad():
+        block.scales.mul_(-2)  # type: ignore[union-attr]
+    torch.testing.assert_close(singular_values(module)["0"], 2 * wanted.flatten())
     assert (vectors.gather(2, vectors.abs().argmax(2, keepdim=True)) > 0).all()
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fxprune.capture import Traced, trace
 from fxprune.deploy.onnx import export_onnx
 from fxprune.deploy.parity import check_parity
 from fxprune.errors import InputError
-from fxprune.linear.basis import whole_blocks, with_vectors_dropped
+from fxprune.linear.basis import singular_values, whole_blocks, with_vectors_dropped
 from fxprune.linear.basis_budget import choose_vectors
 from fxprune.passes import CalibrateBatchNorm, DecomposeBasis, FuseBatchNorm, MergeBasis, PruneChannels
 from fxprune.pipeline import Pipeline, Result
@@ -190,15 +190,6 @@ def pretrained(name: str) -> nn.Module:
     return model
 
 
-def energies(traced: Traced) -> dict[str, Tensor]:
-    """Return the singular values of all decomposed layers, as scores."""
-    scores = {}
-    for block in whole_blocks(traced.module):
-        mix = block.layers[1].weight.detach()
-        scores[block.path] = mix.reshape(block.groups, -1, block.rank).norm(dim=1).flatten()
-    return scores
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "head"), [("resnet18", "fc"), ("mobilenet_v2", "classifier.1")])
 def test_double_pruning_of_a_model(name: str, head: str, tmp_path: Path) -> None:
@@ -211,7 +202,7 @@ def test_double_pruning_of_a_model(name: str, head: str, tmp_path: Path) -> None
         wanted = model(value)
     assert float((whole.run((value,))[0] - wanted).abs().max()) <= 1e-12 * float(wanted.abs().max())
 
-    choice = choose_vectors(whole, energies(whole), params=0.6)
+    choice = choose_vectors(whole, singular_values(whole.module), params=0.6)
     masked = with_vectors_dropped(whole, choice.dropped)
     pruned = merged(masked).traced
     close(pruned, masked)

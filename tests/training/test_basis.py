@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -221,27 +222,50 @@ def test_options_are_checked(options: dict[str, Any], says: str) -> None:
 # ---------------------------------------------------------------- in the loop that ships
 
 
-def test_in_finetune() -> None:
+def test_in_finetune_and_resumed(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     traced = network(exclude=["head"])
     data = torch.utils.data.TensorDataset(IMAGES, LABELS)
-    made = []
+    made: list[BasisScaling] = []
 
     def objective(model: nn.Module) -> BasisScaling:
-        made.append(BasisScaling(traced.with_module(model), params=0.6, drop_at=4))  # type: ignore[arg-type]
+        made.append(BasisScaling.begin(traced.with_module(model), params=0.6, drop_at=4))  # type: ignore[arg-type]
         return made[-1]
 
-    recipe = Recipe(epochs=3, batch=8, lr=0.05)
-    done = finetune(traced, data, data, recipe, objectives=[objective], cpu=True)
-    assert done.traced is not None
-    masked = done.traced
-    zeros = {block.path: (block.scales == 0).nonzero().flatten().tolist() for block in whole_blocks(masked.module)}  # type: ignore[union-attr]
-    assert {path: gone for path, gone in zeros.items() if gone} == made[0].dropped
-    torch.testing.assert_close(
-        masked.module.state_dict()["conv1.basis.weight"], traced.module.state_dict()["conv1.basis.weight"]
-    )
+    def train(out: Path, **options: Any) -> Traced:
+        recipe = Recipe(epochs=3, batch=8, lr=0.05, save_every=1)
+        done = finetune(traced, data, data, recipe, objectives=[objective], cpu=True, out=out, **options)
+        (finished,) = done.finished
+        assert done.traced is not None
+        assert finished.module is done.traced.module
+        return done.traced
+
+    masked = train(tmp_path / "whole")
+    zeros: dict[str, Any] = {block.path: block.scales == 0 for block in whole_blocks(masked.module)}
+    assert {path: gone.nonzero().flatten().tolist() for path, gone in zeros.items() if gone.any()} == made[0].dropped
+    state, before = masked.module.state_dict(), traced.module.state_dict()
+    torch.testing.assert_close(state["conv1.basis.weight"], before["conv1.basis.weight"], rtol=0, atol=0)
     small = Pipeline([MergeBasis()])(masked).traced
     assert count(small).params <= 0.6 * count(trace(Convnet().eval(), IMAGES[:2])).params
+
+    def killed(row: Any) -> None:
+        if row["epoch"] == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed", on_epoch=killed)
+    resumed = train(tmp_path / "killed")
+    assert made[-1].dropped == made[0].dropped
+    assert all(torch.equal(value, state[name]) for name, value in resumed.module.state_dict().items())
+
+
+def test_a_training_too_short_to_drop_is_refused_by_finetune() -> None:
+    pytest.importorskip("accelerate")
+    traced = network()
+    data = torch.utils.data.TensorDataset(IMAGES, LABELS)
+    make = [lambda model: BasisScaling.begin(traced.with_module(model), params=0.6, drop_at=4)]
+    with pytest.raises(InputError, match="the training has 3 steps"):
+        finetune(traced, data, recipe=Recipe(epochs=1, batch=8), objectives=make, cpu=True)
 
 
 def test_a_choice_replays_on_another_copy() -> None:
