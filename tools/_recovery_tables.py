@@ -10,7 +10,7 @@ from typing import Any
 
 from scipy import stats
 
-from tools._recovery_tasks import NETS, RATIOS, SCALES, SEEDS, TASKS
+from tools._recovery_tasks import NETS, RATIOS, REASONS_AT, SCALES, SEEDS, TASKS, WIDTHS_AT
 from tools._recovery_trial import FLOAT32, FLOAT64, MAIN, REASONS, VARIANTS, WIDTHS
 
 TITLES = {
@@ -67,7 +67,7 @@ def current(results: dict[str, Any], scale: str) -> list[dict[str, Any]]:
     ]
 
 
-def cells(trials: list[dict[str, Any]]) -> Cells:
+def cells(trials: Iterable[dict[str, Any]]) -> Cells:
     """Return accuracies by task, network, ratio and variant; a training that broke off counts as a guess."""
     found: Cells = {}
     for trial in trials:
@@ -82,30 +82,31 @@ def cells(trials: list[dict[str, Any]]) -> Cells:
 def page(results: dict[str, Any], scale: str) -> str:
     """Return all tables as Markdown."""
     trials = current(results, scale)
-    found, parts = cells(trials), list[str]()
+    found, parts = cells(t for t in trials if t["seed"] in SEEDS), list[str]()
     for task in TASKS:
         for net in NETS:
             parts += _comparison(task, net, scale, found, trials)
-    parts += ["### Width and noise", "", *_ablation(found, WIDTHS)]
+    parts += _repeated(trials)
+    parts += ["### Width and noise", "", *_ablation(found, WIDTHS_AT, WIDTHS)]
     parts += [
         "",
         "### Why: rate, weight decay, distillation",
         "",
-        *_ablation(found, {**{name: MAIN[name] for name in ALSO}, **REASONS}),
+        *_ablation(found, REASONS_AT, {**{name: MAIN[name] for name in ALSO}, **REASONS}),
     ]
     parts += ["", "### After collapse", "", *_collapse(trials)]
     return "\n".join(parts)
 
 
 def _comparison(task: str, net: str, scale: str, found: Cells, trials: list[dict[str, Any]]) -> list[str]:
-    mine = [trial for trial in trials if (trial["task"], trial["net"]) == (task, net)]
+    mine = [t for t in trials if (t["task"], t["net"]) == (task, net) and t["seed"] in SEEDS]
     lines = [f"### {task}, {net}", ""]
     if not mine:
         command = f"python tools/bench_recovery.py --scale {scale} --tasks {task} --nets {net}"
         return [*lines, f"{NOT_MEASURED}; `{command}` measures it.", ""]
     dense = {trial["seed"]: trial["dense_accuracy"] for trial in mine}
     lines += [
-        f"Dense: {_mean(dense)} % over {len(dense)} seeds, {mine[0]['dense_macs'] / 1e6:.2f} M MACs; what is left: "
+        f"Dense: {_mean(dense)} %, {mine[0]['dense_macs'] / 1e6:.2f} M MACs; what is left: "
         + "; ".join(f"{ratio:.0%}: {macs / 1e3:.0f} k MACs" for ratio, macs in _macs(mine).items())
         + ".",
         "",
@@ -140,14 +141,36 @@ def _growth(task: str, net: str, found: Cells) -> list[str]:
     return [*lines, ""]
 
 
-def _ablation(found: Cells, variants: Iterable[str]) -> list[str]:
-    """Return one row for each variant, at the ratio and net that the ablation is made on."""
-    lines = ["digits, resnet, 90 % of filters removed.", ""]
+def _repeated(trials: list[dict[str, Any]]) -> list[str]:
+    """Return what seeds beyond the usual ones say, alone and together with those."""
+    fresh, whole = cells(t for t in trials if t["seed"] not in SEEDS), cells(trials)
+    lines = list[str]()
+    for task, net, ratio in dict.fromkeys(key[:3] for key in fresh):
+        base = task, net, ratio, "finetune"
+        lines += [f"### Further seeds: {task}, {net}, {ratio:.0%} of filters removed", ""]
+        lines += ["| | accuracy, % | less fine-tune, points | the same over all seeds |", "|---|---|---|---|"]
+        for variant in MAIN:
+            key = task, net, ratio, variant
+            if key not in fresh:
+                continue
+            values, seeds = [100 * value for value in fresh[key].values()], len(fresh[key])
+            spread = f" ± {statistics.stdev(values):.1f}" if seeds > 1 else ""
+            pairs = [paired(where[key], where.get(base, {})) for where in (fresh, whole)]
+            said = [NOT_MEASURED if pair is None else f"{pair} [{pair.seeds} seeds]" for pair in pairs]
+            said = ["", ""] if variant == "finetune" else said
+            lines.append(_row(TITLES[variant], [f"{statistics.fmean(values):.1f}{spread} [{seeds} seeds]", *said]))
+        lines.append("")
+    return lines
+
+
+def _ablation(found: Cells, ratio: float, variants: Iterable[str]) -> list[str]:
+    """Return one row for each variant."""
+    lines = [f"digits, resnet, {ratio:.0%} of filters removed.", ""]
     lines += [
         "| | accuracy, % | less fine-tune, points | less over-parameterised, r = 4, points |",
         "|---|---|---|---|",
     ]
-    key = "digits", "resnet", 0.9
+    key = "digits", "resnet", ratio
     base, lop = found.get((*key, "finetune"), {}), found.get((*key, "lop"), {})
     shown = ["finetune", *sorted([*variants, "lop"], key=_place)]
     for variant in shown:
@@ -226,7 +249,7 @@ def plot(results: dict[str, Any], scale: str, path: Path) -> None:
     """Draw the differences from fine-tuning over the ratio, a panel for each task and network that was measured."""
     from matplotlib.figure import Figure
 
-    found = cells(current(results, scale))
+    found = cells(t for t in current(results, scale) if t["seed"] in SEEDS)
     panels = [(task, net) for task in TASKS for net in NETS if any(key[:2] == (task, net) for key in found)]
     figure = Figure(figsize=(4.6 * max(len(panels), 1) + 1.2, 4), layout="constrained")
     shown = [name for name in MAIN if name not in ("finetune", "calibrate")]

@@ -17,6 +17,7 @@ from fxprune.training import load_data
 from fxprune.training.data import labels_of
 
 RATIOS = (0.5, 0.7, 0.9, 0.95)  # shares of filters that are removed
+WIDTHS_AT, REASONS_AT = 0.95, 0.9  # the ratios at which these ablations are made
 SEEDS = (0, 1, 2, 3, 4)
 TASKS = ("digits", "shapes")
 NETS = ("resnet", "mobilenet")
@@ -68,7 +69,7 @@ class Settings:
 SCALES: dict[str, dict[str, Settings]] = {
     "small": {  # for one core of a shared machine
         "digits": Settings(20, 250, 0, 0.0, 40, 0.1, 30, 0.05),
-        "shapes": Settings(12, 2000, 2000, 0.2, 15, 0.1, 5, 0.05, stem_stride=2),
+        "shapes": Settings(12, 2000, 2000, 0.35, 15, 0.1, 5, 0.05, stem_stride=2),
     },
     "full": {  # for a GPU, or for a night
         "digits": Settings(32, 250, 0, 0.0, 100, 0.1, 100, 0.05, batch=64),

@@ -32,7 +32,7 @@ import torch
 from fxprune.deploy.files import atomic_write
 from fxprune.deploy.machine import machine
 from tools._recovery_tables import page, plot
-from tools._recovery_tasks import NETS, RATIOS, SCALES, SEEDS, TASKS
+from tools._recovery_tasks import NETS, RATIOS, REASONS_AT, SCALES, SEEDS, TASKS, WIDTHS_AT
 from tools._recovery_trial import MAIN, REASONS, VARIANTS, WIDTHS, Trial, run_trial
 
 HARD, EASY = (0.9, 0.95), (0.5, 0.7)
@@ -40,9 +40,9 @@ HARD, EASY = (0.9, 0.95), (0.5, 0.7)
 LINES: list[tuple[str, str, tuple[float, ...], dict[str, Any]]] = [
     ("digits", "resnet", HARD, MAIN),
     ("digits", "resnet", EASY, MAIN),
-    ("digits", "resnet", (0.9,), WIDTHS),
+    ("digits", "resnet", (WIDTHS_AT,), WIDTHS),
     ("digits", "mobilenet", HARD, MAIN),
-    ("digits", "resnet", (0.9,), REASONS),
+    ("digits", "resnet", (REASONS_AT,), REASONS),
     ("shapes", "resnet", HARD, MAIN),
     ("digits", "mobilenet", EASY, MAIN),
     ("shapes", "mobilenet", HARD, MAIN),

@@ -30,7 +30,7 @@ def test_a_trial_from_end_to_end_that_is_not_repeated(tmp_path: Path) -> None:
     assert bench_recovery.main([*words, "--markdown", str(page), "--plot", str(picture)]) == 0
     first = json.loads((tmp_path / "r.json").read_text())["trials"]
     assert [(t["seed"], t["variant"]) for t in first] == [
-        (seed, name) for seed in (3, 4) for name in ("calibrate", "finetune", "lop-sp")
+        (seed, name) for seed in (4, 5) for name in ("calibrate", "finetune", "lop-sp")
     ]
     assert all(0 <= t["accuracy"] <= 1 and t["macs"] < t["dense_macs"] for t in first)
     assert [t["variant"] for t in first if "collapse_float64" in t] == ["lop-sp"] * 2
@@ -40,6 +40,7 @@ def test_a_trial_from_end_to_end_that_is_not_repeated(tmp_path: Path) -> None:
     assert text.startswith("before\n<!-- recovery:start -->\n### digits, resnet")
     assert text.endswith("<!-- recovery:end -->\nafter\n")
     assert "old" not in text
+    assert "### Further seeds: digits, resnet, 50% of filters removed" in text
     assert "### shapes, mobilenet\n\n*not measured*; `python tools/bench_recovery.py" in text
     assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -49,11 +50,10 @@ def test_nothing_is_started_when_the_time_is_over(tmp_path: Path) -> None:
     assert not (tmp_path / "r.json").exists()
 
 
-def test_every_network_prunes_and_recovers(tmp_path: Path) -> None:
-    for task, net in (("digits", "mobilenet"), ("shapes", "resnet")):
-        record = _recovery_trial.run_trial(Trial("test", task, net, 0.5, 0, "lop"), tmp_path, cpu=True)
-        assert record["collapse_float64"] <= 1e-9
-        assert record["collapse_float32"] <= 1e-5
+def test_the_other_task_and_network(tmp_path: Path) -> None:
+    record = _recovery_trial.run_trial(Trial("test", "shapes", "mobilenet", 0.5, 0, "lop"), tmp_path, cpu=True)
+    assert record["collapse_float64"] <= 1e-9
+    assert record["collapse_float32"] <= 1e-5
 
 
 def test_a_collapse_that_changes_the_outputs_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
