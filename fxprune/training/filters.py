@@ -148,7 +148,9 @@ def rebuild(traced: Traced, groups: Groups, classes: Iterable[int], notes: Itera
     """Return the selection of these classes."""
     layers = list(_layers(traced.module, groups))
     chosen = sorted(classes)
-    return Selection(tuple(chosen), tuple(_filters(traced.module, groups, layers, chosen)), len(layers), tuple(notes))
+    return Selection(
+        tuple(chosen), tuple(_filters(traced.module, groups, layers, chosen)), len(layers), tuple(dict.fromkeys(notes))
+    )
 
 
 def silence(module: nn.Module, filters: Iterable[Filters]) -> None:

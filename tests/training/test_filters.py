@@ -107,7 +107,7 @@ def test_the_first_pattern_that_matches_counts() -> None:
 def test_residual_sums_stay_unless_asked_for() -> None:
     _, found = select(Residual(), {"*": 0.5})
     assert [each.path for each in found.filters] == ["conv1", "widen", "depth"]
-    assert any(note.startswith("stem keeps channels that other layers make too") for note in found.notes)
+    assert found.notes == ("stem keeps channels that other layers make too (residual=True removes them)",)
     assert found.filters[1].pruned == found.filters[2].pruned  # the depthwise convolution goes with what it reads
     assert [name for name, _ in found.filters[2].vectors] == ["norm4.weight", "norm4.bias"]
 
