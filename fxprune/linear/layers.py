@@ -31,6 +31,19 @@ def why_not_alone(module: fx.GraphModule, node: fx.Node, uses: dict[int, list[st
         node: The call.
         uses: What :func:`fxprune.graph_tools.tensor_uses` says of the graph.
     """
+    layer = module_of(module, node)
+    hooked = "it has forward hooks, which may do anything"
+    return why_shared(module, node, uses) or (hooked if layer._forward_hooks or layer._forward_pre_hooks else "")
+
+
+def why_shared(module: fx.GraphModule, node: fx.Node, uses: dict[int, list[str]]) -> str:
+    """Return what else than one call of a layer reads its weights; empty if nothing does.
+
+    Args:
+        module: The graph.
+        node: The call.
+        uses: What :func:`fxprune.graph_tools.tensor_uses` says of the graph.
+    """
     layer: Any = module_of(module, node)
     times = len(calls_of(module, layer))
     if times > 1:
@@ -38,9 +51,7 @@ def why_not_alone(module: fx.GraphModule, node: fx.Node, uses: dict[int, list[st
     names = {f"{node.target}.{part}" for part in (*layer._parameters, *layer._buffers)}
     tensors = [tensor for tensor in (*layer._parameters.values(), *layer._buffers.values()) if tensor is not None]
     others = sorted({use for tensor in tensors for use in uses.get(id(tensor), [])} - names)
-    if others:
-        return f"it shares its weights with {', '.join(others)}"
-    return "it has forward hooks, which may do anything" if layer._forward_hooks or layer._forward_pre_hooks else ""
+    return f"it shares its weights with {', '.join(others)}" if others else ""
 
 
 def why_not_plain(layer: nn.Module) -> str:

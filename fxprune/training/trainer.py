@@ -85,7 +85,6 @@ class Training:
     def take_objectives(self, make: Sequence[MakeObjective], stack: contextlib.ExitStack) -> None:
         """Make objectives and the optimiser, and hand both to accelerate."""
         seed_all(self.recipe.seed)  # what objectives start with is the same in all processes
-        self.average = _average_of(self.module, self.recipe.ema) if self.recipe.ema else None
         for each in make:
             if isinstance(each, ObjectiveLike):
                 raise InputError(
@@ -96,6 +95,8 @@ class Training:
             self.objectives.append(objective)
             stack.callback(getattr(objective, "close", _nothing))  # also where training fails
             getattr(objective, "expect", _nothing)(self.recipe.epochs * self.epoch_steps)
+        # Now that objectives have made of the model what is trained.
+        self.average = _average_of(self.module, self.recipe.ema) if self.recipe.ema else None
         self.keeps_last = any(getattr(objective, "keeps_last", False) for objective in self.objectives)
         self.extra = [weight for objective in self.objectives for weight in getattr(objective, "parameters", tuple)()]
         if self.accelerator.num_processes > 1:
