@@ -23,7 +23,7 @@ def _words(folder: Path, *words: str) -> list[str]:
 
 
 def test_a_trial_from_end_to_end_that_is_not_repeated(tmp_path: Path) -> None:
-    words = _words(tmp_path, "--tasks", "digits", "--nets", "resnet", "--ratios", "0.5", "--seeds", "3", "4")
+    words = _words(tmp_path, "--tasks", "digits", "--nets", "resnet", "--ratios", "0.5", "--seeds", "4", "5")
     words += ["--variants", "calibrate", "finetune", "lop-sp"]
     page, picture = tmp_path / "page.md", tmp_path / "plot.png"
     page.write_text("before\n<!-- recovery:start -->\nold\n<!-- recovery:end -->\nafter\n")
