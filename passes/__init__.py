@@ -15,6 +15,7 @@ from fxprune.passes.fuse_batchnorm import FuseBatchNorm
 from fxprune.passes.merge_basis import MergeBasis
 from fxprune.passes.over_parameterize import OverParameterize
 from fxprune.passes.prune_channels import PruneChannels
+from fxprune.passes.prune_weights import PruneWeights
 from fxprune.passes.remove_identity import RemoveIdentity
 from fxprune.passes.reparameterize import Reparameterize
 from fxprune.pipeline import Pass
@@ -28,6 +29,7 @@ PASSES: dict[str, type[Pass]] = {
         MergeBasis,
         OverParameterize,
         PruneChannels,
+        PruneWeights,
         RemoveIdentity,
         Reparameterize,
     )
@@ -41,6 +43,7 @@ __all__ = [
     "MergeBasis",
     "OverParameterize",
     "PruneChannels",
+    "PruneWeights",
     "RemoveIdentity",
     "Reparameterize",
 ]
