@@ -47,6 +47,7 @@ class Lifter:
             _attach(root, path, module)
         self._keep_constants(root)
         self._canonical_targets()
+        self._relax_views()
         module = fx.GraphModule(root, self.graph, class_name)
         # GraphModule copies only what the graph reaches; parameters that the graph does not use belong to the
         # state_dict too.
@@ -220,6 +221,15 @@ class Lifter:
         for node in self.graph.nodes:
             if node.op == "get_attr" and (tensor := self._tensor(node)) is not None:
                 node.target = self.names[id(tensor)]
+
+    def _relax_views(self) -> None:
+        """Let every view copy where it has to, as ``reshape`` does.
+
+        What ``torch.export`` writes down as a view was often a reshape, or had a ``contiguous`` before it that the
+        kernel of that moment made unnecessary: another width or device has another kernel, and its strides.
+        """
+        for node in self.graph.find_nodes(op="call_function", target=aten.view.default):
+            node.target = aten.reshape.default
 
 
 def _holds_more(owner: nn.Module, slots: Iterable[str]) -> bool:

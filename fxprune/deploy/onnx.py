@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fxprune.capture.traced import Traced
 from fxprune.deploy.onnx_file import save
 from fxprune.errors import EnvironmentProblem, InputError, VerifyError
+from fxprune.graph_tools import copy_module
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -117,8 +118,37 @@ def _export(traced: Traced, opset: int | None) -> torch.onnx.ONNXProgram:
     try:
         return _call_exporter(traced, opset, optimize=True)
     except InputError:
-        # The exporter's optimiser fails on some graphs that it translates well: a split by a symbolic size, for one.
-        return _call_exporter(traced, opset, optimize=False)
+        try:
+            # The exporter's optimiser fails on some graphs that it translates well: a split by a symbolic size, say.
+            return _call_exporter(traced, opset, optimize=False)
+        except InputError:
+            # It decomposes attention into products whose result lies in memory in another order, and then insists on
+            # the views of the order before.
+            return _call_exporter(_with_copies(traced), opset, optimize=True)
+
+
+def _with_copies(traced: Traced) -> Traced:
+    """Copy what is permuted before it is reshaped, so that no view depends on how it lies in memory.
+
+    In the file a copy is an Identity, which costs nothing.
+    """
+    aten = torch.ops.aten
+    module = copy_module(traced.module)
+    for node in module.graph.find_nodes(op="call_function", target=aten.contiguous.default):
+        node.target = aten.clone.default  # "contiguous" vanishes where the order of that moment needs no copy
+        node.args, node.kwargs = node.args[:1], {"memory_format": torch.contiguous_format}
+    for target in (aten.reshape.default, aten.view.default):
+        for node in module.graph.find_nodes(op="call_function", target=target):
+            source = node.args[0]
+            if getattr(source, "target", None) in (aten.transpose.int, aten.permute.default):
+                with module.graph.inserting_before(node):
+                    copied = module.graph.call_function(
+                        aten.clone.default, (source,), {"memory_format": torch.contiguous_format}
+                    )
+                copied.meta = dict(source.meta)
+                node.args = (copied, *node.args[1:])
+    module.recompile()
+    return traced.with_module(module)
 
 
 def _call_exporter(traced: Traced, opset: int | None, *, optimize: bool) -> torch.onnx.ONNXProgram:

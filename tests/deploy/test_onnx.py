@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fxprune
 from fxprune.capture.traced import Traced
 from fxprune.deploy import onnx as export_module
 from fxprune.deploy import onnx_file
@@ -219,3 +220,27 @@ def test_named_shapes_follow_containers(capture) -> None:
     )
     named = ([{0: "batch", 1: auto}, {"a": {0: "batch", 1: None}}], None, {0: None}, None)
     assert export_module.named_shapes(traced) == named
+
+
+class Attention(nn.Module):
+    """Attention whose result is made contiguous before a view, as in many transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(24, 72), nn.Linear(24, 24)
+        self.bias = nn.Parameter(torch.randn(3, 5, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, c = x.shape
+        q, k, v = (part.view(b, t, 3, c // 3).transpose(1, 2) for part in self.qkv(x).split(c, 2))
+        found = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.bias.unsqueeze(0))
+        return self.out(found.transpose(1, 2).contiguous().view(b, t, c))
+
+
+def test_attention_that_the_exporter_lays_out_anew(tmp_path: Path) -> None:
+    """A copy that the fused kernel does not need is dropped; taken apart, the kernel gives what cannot be viewed."""
+    torch.manual_seed(0)
+    traced = fxprune.trace(Attention().eval(), torch.randn(2, 5, 24))
+    for number, model in enumerate((traced, fxprune.cut(traced, fxprune.make_plan(traced, macs=0.6, round_to=1)))):
+        report = export_onnx(model, tmp_path / f"{number}.onnx")
+        assert check_parity(model, report.path).max_relative_error <= 1e-5
