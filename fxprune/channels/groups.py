@@ -15,6 +15,7 @@ from torch import fx
 from fxprune.capture import Traced
 from fxprune.channels.coupling import Explanation, build_coupling, explain
 from fxprune.channels.labels import Axis
+from fxprune.channels.minimums import Minimum, find_minimums
 from fxprune.channels.removal import Removal, classes_of_removal, removal_of_classes
 from fxprune.channels.resolve import resolve
 from fxprune.channels.rules import Flow
@@ -127,6 +128,11 @@ class Groups:
         for class_id in order:
             found.setdefault(int(footprints[class_id]), []).append(int(class_id))
         return [np.array(ids, np.int64) for ids in found.values()]
+
+    @functools.cached_property
+    def minimums(self) -> list[Minimum]:
+        """What has to be left, beyond one index of every dimension of a parameter, for operations to have a result."""
+        return find_minimums(self._flow, self._classes.of, self.live)
 
     def removal(self, class_ids: Iterable[int]) -> Removal:
         """Return which indices of which parameters go when these classes go: the form that a plan stores."""

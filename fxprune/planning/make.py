@@ -21,6 +21,7 @@ from fxprune.planning.plan import Plan
 from fxprune.planning.protect import parse_patterns, protected
 from fxprune.planning.shortfall import explain_shortfall
 from fxprune.planning.solve import Selection, solve
+from fxprune.planning.widths import held_back
 
 
 def make_plan(  # noqa: PLR0913 - the options of one decision, all by keyword
@@ -162,6 +163,9 @@ def _prepare(request: _Request) -> _Problem:
     if unscored.any():
         kept["it has no importance score"] = unscored
         notes.append(f"{unscored.sum()} of {free.sum()} removable units have no importance score and stay.")
+    held = held_back(groups, free & ~unscored, scores)
+    kept |= held
+    movable = free & ~unscored & ~np.logical_or.reduce([*held.values(), np.zeros_like(free)])
     unknown = uncounted(groups.traced)
     if unknown:
         names = ", ".join(unknown[:5]) + " and others" * (len(unknown) > 5)
@@ -175,7 +179,7 @@ def _prepare(request: _Request) -> _Problem:
             f"The budget {request.budget} makes no sense: this model has no {request.budget.metric}. "
             "Use another budget."
         )
-    families = find_families(groups, model, free & ~unscored, scores)
+    families = find_families(groups, model, movable, scores)
     if request.allocation != "uniform" and not comparable(request.importance):
         families = normalised(families)
     values = total_importance(groups, request.importance, scores)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,7 +18,6 @@ from fxprune.surgery.compensate import compensation_of, shift_biases
 from fxprune.surgery.constants import Constant
 from fxprune.surgery.kept import Kept, removal_of
 from fxprune.surgery.literals import Rewriter
-from fxprune.surgery.reference import spread_correction, statistic_dims
 
 
 def cut(
@@ -41,7 +39,7 @@ def cut(
             in float64 only. Rounding them costs about 1e-7.
 
     Raises:
-        PlanError: The removal empties a dimension, or a slice that a statistic is taken over.
+        PlanError: The removal empties a dimension, or leaves less than an operation needs (``Groups.minimums``).
         InputError: The removal does not fit this model, or the calibration batches do not.
         VerifyError: Shapes disagree after the cut.
     """
@@ -53,7 +51,7 @@ def cut(
 
 def cut_with(traced: Traced, kept: Kept, constants: Mapping[str, Constant], *, exact: bool) -> Traced:
     """Cut as :func:`cut` does, with what the removed channels hold where they are read already known."""
-    _check_statistics(traced.module, kept)
+    _check_minimums(kept)
     tensors = _cut_tensors(traced.module, kept)
     root = _copy_tree(traced.module, tensors, {})
     graph = copy.deepcopy(traced.module.graph)
@@ -166,24 +164,14 @@ def _fit_recurrent(layer: nn.RNNBase) -> None:
     layer._init_flat_weights()  # the kernel is called with a flat list of weights that is kept beside the parameters
 
 
-def _check_statistics(module: fx.GraphModule, kept: Kept) -> None:
-    """Refuse to leave a mean, a maximum or a softmax without anything to take it over, and a variance with one value.
-
-    A slice of the channels may lose all of them, and no parameter has to shrink to nothing with it.
-    """
-    for node in module.graph.nodes:
-        dims = statistic_dims(node, module)
-        if not dims:
-            continue
-        source: Any = node.args[0]
-        sizes = kept.shape(source)
-        count = math.prod(sizes[d] for d in dims)
-        least = 1 + spread_correction(node)
-        if count < least <= math.prod(int(source.meta["val"].shape[d]) for d in dims):
-            where = node.meta.get("source") or node.meta.get("path")
+def _check_minimums(kept: Kept) -> None:
+    """Refuse to leave less than an operation needs: no parameter has to shrink to nothing with it."""
+    for minimum in kept.groups.minimums:
+        count = minimum.left(~kept.gone)
+        if count < minimum.least:
             raise PlanError(
-                f"the plan leaves {count} of the values that {node.name} ({node.target}, {where}) is taken over, which "
-                f"needs {least}; keep more of these channels"
+                f"the plan leaves {count} of the values that {minimum.place} reads, which needs {minimum.least}; "
+                "keep more of these channels"
             )
 
 

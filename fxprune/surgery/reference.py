@@ -12,8 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.propagate import flat_inputs
-from fxprune.channels.rules.statistics import reduced
-from fxprune.channels.rules.table import argument_of
+from fxprune.channels.rules.statistics import REDUCTIONS, statistic_dims
 from fxprune.graph_tools import wide
 from fxprune.surgery.kept import Kept
 
@@ -171,7 +170,7 @@ class Masked(Widened):
         for d, place in places.items():
             value = value.index_select(d, place)
         result = self._call_narrowed(node, value, rest, kwargs, places, source.ndim)
-        if getattr(node.target, "overloadpacket", None) in _REDUCTIONS:
+        if getattr(node.target, "overloadpacket", None) in REDUCTIONS:
             return result
         for d, place in places.items():
             shape = list(result.shape)
@@ -208,43 +207,8 @@ class Masked(Widened):
         return nn.functional.layer_norm(value, shape, weight, bias, layer.eps)
 
 
-def statistic_dims(node: fx.Node, module: nn.Module) -> set[int]:
-    """Return the dimensions that an operation takes statistics over: what is left of them changes the result."""
-    source = node.args[0] if node.args else None
-    if not isinstance(source, fx.Node) or not isinstance(source.meta.get("val"), Tensor):
-        return set()
-    ndim = source.meta["val"].ndim
-    if node.op == "call_module":
-        layer: Any = module.get_submodule(str(node.target))
-        if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
-            return set(range(ndim - len(layer.normalized_shape), ndim))
-        return {1} if isinstance(layer, nn.GroupNorm) else set()
-    packet = getattr(node.target, "overloadpacket", None)
-    if packet in (aten.layer_norm, aten.rms_norm):
-        return set(range(ndim - len(node.args[1]), ndim))  # type: ignore[arg-type]
-    if packet is aten.group_norm:
-        return {1}
-    if packet in (aten.max, aten.min) and len(node.all_input_nodes) > 1:  # of two tensors, element by element
-        return set()
-    return reduced(node, ndim) if packet in _STATISTICS else set()
-
-
-def spread_correction(node: fx.Node) -> int:
-    """Return what a variance takes from the number of values that it divides by; 0 for any other statistic."""
-    if getattr(node.target, "overloadpacket", None) not in _SPREADS:
-        return 0
-    correction = argument_of(node, "correction")
-    return int(argument_of(node, "unbiased", True)) if correction is None else int(correction)
-
-
 def _narrow_last(tensor: Tensor, places: dict[int, Tensor], ndim: int) -> Tensor:
     """Gather what is left of a weight that spans the last dimensions of an activation with ``ndim`` dimensions."""
     for d, place in places.items():
         tensor = tensor.index_select(d - ndim + tensor.ndim, place)
     return tensor
-
-
-_SPREADS = {aten.var, aten.std}
-_REDUCTIONS = _SPREADS | {aten.mean, aten.amax, aten.amin, aten.max, aten.min, aten.prod, aten.logsumexp}
-_REDUCTIONS |= {aten.all, aten.norm, aten.linalg_vector_norm}  # a norm of negative order is an extreme value
-_STATISTICS = _REDUCTIONS | {aten.softmax, aten.log_softmax, aten._softmax}

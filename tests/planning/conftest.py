@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from fxprune.capture import Traced
+from fxprune.channels import Minimum
 from fxprune.channels.removal import classes_of_removal, removal_of_classes
 
 Labels = NDArray[np.int64]
@@ -28,6 +29,7 @@ class HandGroups:
     nodes: dict[fx.Node, tuple[Labels | None, ...]]
     live: NDArray[np.bool_]
     families: list[Labels]
+    minimums: list[Minimum] = field(default_factory=list)
 
     @property
     def parameters(self) -> list[tuple[str, int]]:

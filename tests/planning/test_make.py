@@ -11,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fxprune.capture import trace
 from fxprune.errors import BudgetError, InputError
 from fxprune.planning import Cost, Plan, make_plan
+from fxprune.surgery import cut, verify_cut
 
 METRICS = ("macs", "params", "channels", "bytes")
 ALLOCATIONS = ("uniform", "global", "isomorphic")
@@ -183,3 +185,48 @@ def test_widths_that_cannot_be_rounded_are_noted(chain: Chain) -> None:
     kept = 40 - len(plan.removed["layer0.weight"][0])
     assert kept % 8
     assert f"dimension 0 of layer0.weight with {kept} of 40" in plan.notes[-1]
+
+
+class Gate(torch.nn.Module):
+    """A statistic over a slice of the channels, which are scored lowest."""
+
+    def __init__(self, statistic: Callable[[torch.Tensor], torch.Tensor], cut: int = 3) -> None:
+        super().__init__()
+        self.statistic, self.cut = statistic, cut
+        self.stem, self.head = torch.nn.Conv2d(3, 12, 1), torch.nn.Conv2d(12, 4, 1)
+        with torch.no_grad():
+            self.stem.weight[:cut] *= 1e-3
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.head(x) * self.statistic(x[:, : self.cut])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+@pytest.mark.parametrize(
+    ("statistic", "least"),
+    [
+        (lambda piece: piece.mean(1, keepdim=True), 1),
+        (lambda piece: piece.softmax(1).sum(1, keepdim=True), 1),
+        (lambda piece: piece.var(1, keepdim=True), 2),
+        (lambda piece: torch.nn.functional.max_pool2d(piece, 3, 1, 1).sum(1, keepdim=True), 1),
+        (lambda piece: piece.reshape(piece.shape[0], -1, 6, 6).sum(1, keepdim=True), 1),
+    ],
+    ids=["mean", "softmax", "var", "pool", "inferred size"],
+)
+def test_a_plan_leaves_what_operations_need(
+    statistic: Callable[[torch.Tensor], torch.Tensor], least: int, allocation: str
+) -> None:
+    traced = trace(Gate(statistic), torch.randn(2, 3, 6, 6))
+    plan = make_plan(traced, channels=0.3, round_to=1, allocation=allocation)
+    gone = plan.removed["stem.weight"][0]
+    assert len([index for index in range(3) if index not in gone]) >= least
+    verify_cut(traced, cut(traced, plan), plan)
+
+
+def test_what_operations_need_is_a_reason_to_stay() -> None:
+    traced = trace(Gate(lambda piece: piece.mean(1, keepdim=True), cut=1), torch.randn(2, 3, 6, 6))
+    assert make_plan(traced, channels=0.5, round_to=1).removed
+    traced = trace(Gate(lambda piece: piece.var(1, keepdim=True)), torch.randn(2, 3, 6, 6))
+    with pytest.raises(BudgetError, match=r"aten\.var\.\w+ at var, .*test_make\.py:\d+ needs 2 of the values"):
+        make_plan(traced, macs=0.1, round_to=1)

@@ -121,20 +121,55 @@ def reduced(node: fx.Node, ndim: int) -> set[int]:
     return {int(d) % ndim for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
 
 
+def statistic_dims(node: fx.Node, module: nn.Module) -> set[int]:
+    """Return the dimensions that an operation takes statistics over: what is left of them changes the result."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or not isinstance(source.meta.get("val"), Tensor):
+        return set()
+    ndim = source.meta["val"].ndim
+    if node.op == "call_module":
+        layer: Any = module.get_submodule(str(node.target))
+        if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
+            return set(range(ndim - len(layer.normalized_shape), ndim))
+        return {1} if isinstance(layer, nn.GroupNorm) else set()
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet in (aten.layer_norm, aten.rms_norm):
+        return set(range(ndim - len(node.args[1]), ndim))  # type: ignore[arg-type]
+    if packet is aten.group_norm:
+        return {1}
+    if packet in (aten.max, aten.min) and len(node.all_input_nodes) > 1:  # of two tensors, element by element
+        return set()
+    return reduced(node, ndim) if packet in _STATISTICS else set()
+
+
+def spread_correction(node: fx.Node) -> int:
+    """Return what a variance takes from the number of values that it divides by; 0 for any other statistic."""
+    if getattr(node.target, "overloadpacket", None) not in _SPREADS:
+        return 0
+    correction = argument_of(node, "correction")
+    return int(argument_of(node, "unbiased", True)) if correction is None else int(correction)
+
+
+_SPREADS = {aten.var, aten.std}
+REDUCTIONS = _SPREADS | {aten.mean, aten.amax, aten.amin, aten.max, aten.min, aten.prod, aten.logsumexp}
+REDUCTIONS |= {aten.all, aten.norm, aten.linalg_vector_norm}  # a norm of negative order is an extreme value
+_STATISTICS = REDUCTIONS | {aten.softmax, aten.log_softmax, aten._softmax}
+
+
 def _space(flow: Flow, node: fx.Node) -> Any:
     """Pooling and resampling: channels pass, space does not carry any."""
     source = node.args[0]
     axes = flow.axes(source)
     value = node.meta["val"]
     result = value[0] if isinstance(value, (list, tuple)) else value
-    keep = len(axes) - _SPACE[node.target.overloadpacket]  # type: ignore[union-attr]
+    keep = len(axes) - SPACE[node.target.overloadpacket]  # type: ignore[union-attr]
     for axis in axes[keep:]:
         flow.freeze(axis, "a space dimension")
     out = (*axes[:keep], *[None] * (result.ndim - keep))
     return [out, out] if isinstance(value, (list, tuple)) else out
 
 
-_SPACE: dict[Any, int] = {
+SPACE: dict[Any, int] = {
     getattr(aten, f"{name}{n}d"): n
     for name in (
         "max_pool",
@@ -152,10 +187,10 @@ _SPACE: dict[Any, int] = {
     for n in (1, 2, 3)
     if hasattr(aten, f"{name}{n}d")
 }
-_SPACE |= {
+SPACE |= {
     getattr(aten, f"max_pool{n}d_with_indices"): n for n in (1, 2, 3) if hasattr(aten, f"max_pool{n}d_with_indices")
 }
-_SPACE |= {
+SPACE |= {
     getattr(aten, name): n
     for name, n in {
         "upsample_linear1d": 1,
@@ -167,7 +202,7 @@ _SPACE |= {
     }.items()
     if hasattr(aten, name)
 }
-rule(*_SPACE)(_space)
+rule(*SPACE)(_space)
 
 
 @rule(*packets("grid_sampler"))
