@@ -87,7 +87,7 @@ def page(results: dict[str, Any], scale: str) -> str:
         for net in NETS:
             parts += _comparison(task, net, scale, found, trials)
     parts += _repeated(trials)
-    parts += ["### Width and noise", "", *_ablation(found, WIDTHS_AT, WIDTHS)]
+    parts += ["### Width and noise", "", *_ablation(found, WIDTHS_AT, WIDTHS), "", *_spread(found)]
     parts += [
         "",
         "### Why: rate, weight decay, distillation",
@@ -182,6 +182,22 @@ def _ablation(found: Cells, ratio: float, variants: Iterable[str]) -> list[str]:
     return lines
 
 
+def _spread(found: Cells) -> list[str]:
+    """Say how much the width changes within a seed, with noise and without."""
+    lines = []
+    for name, variants in (
+        ("Without noise", ("r1-quiet", "r2-quiet", "r4-quiet", "r8-quiet")),
+        ("With noise", ("r2", "lop", "r8")),
+    ):
+        rows = [found.get(("digits", "resnet", WIDTHS_AT, variant), {}) for variant in variants]
+        seeds = set.intersection(*map(set, rows))
+        values = [statistics.stdev(100 * row[seed] for row in rows) for seed in seeds]
+        said = f"{statistics.fmean(values):.1f} points{_few(len(seeds))}" if values else NOT_MEASURED
+        rates = ", ".join(str(VARIANTS[variant].rate) for variant in variants)
+        lines.append(f"{name}, standard deviation over r = {rates} within a seed, mean over seeds: {said}.  ")
+    return lines
+
+
 def _place(variant: str) -> tuple[Any, ...]:
     settings = VARIANTS[variant]
     if variant in WIDTHS or variant == "lop":
@@ -201,6 +217,7 @@ def _collapse(trials: list[dict[str, Any]]) -> list[str]:
     if not done:
         return [NOT_MEASURED]
     worst = {name: max(trial[name] for trial in done) for name in ("collapse_float64", "collapse_float32")}
+    close = sum(trial["collapse_float32"] <= FLOAT32 for trial in done)
     broke = sum("error" in trial for trial in trials)
     return [
         "| over-parameterised trainings | found | allowed |",
@@ -208,6 +225,7 @@ def _collapse(trials: list[dict[str, Any]]) -> list[str]:
         f"| collapsed, with the graph, names, shapes and MACs of the pruned net | {len(done)} of {len(done)} | all |",
         f"| largest relative error in float64 | {worst['collapse_float64']:.1e} | {FLOAT64:.0e} |",
         f"| largest relative error in float32 | {worst['collapse_float32']:.1e} | {FLOAT32:.0e} |",
+        f"| trainings within that in float32 | {close} of {len(done)} | all |",
         "",
         f"{len(trials)} trials, of which {broke} broke off because the loss was no number any more; "
         f"{sum(trial['cpu_seconds'] for trial in trials) / 60:.0f} minutes of CPU time.",
@@ -250,25 +268,29 @@ def plot(results: dict[str, Any], scale: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     found = cells(t for t in current(results, scale) if t["seed"] in SEEDS)
-    panels = [(task, net) for task in TASKS for net in NETS if any(key[:2] == (task, net) for key in found)]
-    figure = Figure(figsize=(4.6 * max(len(panels), 1) + 1.2, 4), layout="constrained")
     shown = [name for name in MAIN if name not in ("finetune", "calibrate")]
+    points = {(task, net, name): _points(found, task, net, name) for task in TASKS for net in NETS for name in shown}
+    panels = [(task, net) for task in TASKS for net in NETS if any(points[task, net, name] for name in shown)]
+    figure = Figure(figsize=(4.6 * max(len(panels), 1) + 1.2, 4), layout="constrained")
     for number, (task, net) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), number)
         axes.axhline(0, color="0.5", linewidth=1)
         for shift, variant in enumerate(shown):
-            points = []
-            for place, ratio in enumerate(RATIOS):
-                pair = paired(*(found.get((task, net, ratio, name), {}) for name in (variant, "finetune")))
-                if pair is not None:
-                    points.append((place + 0.1 * (shift - 1.5), 100 * pair.mean, 100 * (pair.high - pair.mean)))
-            if points:
-                x, y, reach = zip(*points, strict=True)
-                axes.errorbar(x, y, yerr=reach, fmt="o-", capsize=3, label=TITLES[variant])
+            if points[task, net, variant]:
+                place, mean, reach = zip(*points[task, net, variant], strict=True)
+                shifted = [one + 0.1 * (shift - 1.5) for one in place]
+                axes.errorbar(shifted, mean, yerr=reach, fmt="o-", capsize=3, label=TITLES[variant])
         axes.set_xticks(range(len(RATIOS)), [f"{ratio:.0%}" for ratio in RATIOS])
+        axes.set_xlim(-0.5, len(RATIOS) - 0.5)
         axes.set_xlabel("filters removed")
         axes.set_title(f"{task}, {net}", fontsize="medium")
         if number == 1:
             axes.set_ylabel("accuracy less fine-tuning's, points (95 % interval)")
             axes.legend(fontsize="small")
     figure.savefig(path, format="png", dpi=110)
+
+
+def _points(found: Cells, task: str, net: str, variant: str) -> list[tuple[int, float, float]]:
+    """Return place, mean and half an interval for each ratio that has them, in points."""
+    pairs = [paired(*(found.get((task, net, ratio, name), {}) for name in (variant, "finetune"))) for ratio in RATIOS]
+    return [(i, 100 * pair.mean, 100 * (pair.high - pair.mean)) for i, pair in enumerate(pairs) if pair is not None]

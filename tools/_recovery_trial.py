@@ -202,8 +202,11 @@ def _teacher(variant: Variant, settings: Settings, dense: Traced, pruned: Traced
 def check_collapse(expanded: Traced, collapsed: Traced, pruned: Traced, images: Tensor) -> dict[str, float]:
     """Return by how much collapsing changed outputs in both precisions, relative to the largest.
 
+    What float32 leaves depends on how far a network magnifies the rounding of its weights, so it is recorded, and the
+    tables count how often it is within its bound.
+
     Raises:
-        VerifyError: It changed them by more than it may, or the graph is not the one that was pruned.
+        VerifyError: It changed them in float64 by more than it may, or the graph is not the one that was pruned.
     """
     if _structure(collapsed.module) != _structure(pruned.module):
         raise VerifyError("the collapsed graph is not the pruned one: its calls, names or shapes differ")
@@ -215,9 +218,8 @@ def check_collapse(expanded: Traced, collapsed: Traced, pruned: Traced, images: 
         "collapse_float64": _distance(double, Reparameterize(only_blocks=True)(double).traced, images.double()),
         "collapse_float32": _distance(expanded, collapsed, images),
     }
-    for name, bound in (("collapse_float64", FLOAT64), ("collapse_float32", FLOAT32)):
-        if not found[name] <= bound:
-            raise VerifyError(f"{name} is {found[name]:.1e}, and {bound:.0e} is allowed")
+    if not found["collapse_float64"] <= FLOAT64:
+        raise VerifyError(f"collapsing changed outputs by {found['collapse_float64']:.1e}; {FLOAT64:.0e} is allowed")
     return found
 
 

@@ -58,7 +58,7 @@ def test_the_other_task_and_network(tmp_path: Path) -> None:
 
 def test_a_collapse_that_changes_the_outputs_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_recovery_trial, "FLOAT64", 0.0)
-    with pytest.raises(VerifyError, match="collapse_float64"):
+    with pytest.raises(VerifyError, match="collapsing changed outputs"):
         _recovery_trial.run_trial(Trial("test", "digits", "resnet", 0.5, 0, "r2"), tmp_path, cpu=True)
 
 
