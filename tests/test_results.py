@@ -91,9 +91,7 @@ def test_it_goes_back_into_the_class(source: Path, factory: Callable[..., nn.Mod
     assert model.out.in_features < 24
 
 
-def test_without_a_report_the_example_is_given(
-    source: Path, factory: Callable[..., nn.Module], tmp_path: Path
-) -> None:
+def test_without_a_report_the_example_is_given(source: Path, factory: Callable[..., nn.Module], tmp_path: Path) -> None:
     out = optimized(source, tmp_path / "out")
     (out / "report.json").unlink()
     assert fxprune.load(out, factory, torch.randn(1, 3, 12, 12)).batch == 2
