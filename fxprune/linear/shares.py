@@ -11,7 +11,7 @@ from torch import fx
 from fxprune.errors import InputError
 from fxprune.graph_tools import module_of, place_of, tensor_uses
 from fxprune.linear.blocks import inside_a_block
-from fxprune.linear.choice import check_patterns, is_candidate, matches
+from fxprune.linear.choice import check_patterns, is_candidate, matches, patterns_of
 from fxprune.linear.layers import COMPUTED, CONVS, TRANSPOSED, why_not_plain, why_shared
 from fxprune.linear.split import split_paths
 
@@ -62,16 +62,17 @@ def shares_of(name: str, module: fx.GraphModule, amounts: Amounts, exclude: Sequ
         InputError: A share is out of range, or a pattern matches no layer.
     """
     check_amounts(name, amounts)
+    left = () if exclude is None else patterns_of(name, "exclude", exclude)
     uses = tensor_uses(module)
     found = _candidates(module)
     patterns = amounts if isinstance(amounts, Mapping) else {"*": amounts}
-    check_patterns(name, {"amount": patterns, "exclude": exclude or ()}, [place for place, _ in found])
+    check_patterns(name, {"amount": patterns, "exclude": left}, [place for place, _ in found])
     by_default = exclude is None and not isinstance(amounts, Mapping)
     stem = next((node for _, node in found if _is_conv(module, node)), None) if by_default else None
     nodes, shares, skipped = dict[str, fx.Node](), dict[str, float](), dict[str, str]()
     for place, node in found:
         share = next((float(value) for pattern, value in patterns.items() if matches(place, (pattern,))), 0.0)
-        if matches(place, exclude or ()):
+        if matches(place, left):
             reason = "it is excluded"
         elif not share:
             reason = "its share to prune is 0"

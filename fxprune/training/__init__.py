@@ -6,7 +6,9 @@ from fxprune.training.distill import Distillation
 from fxprune.training.evaluate import evaluate
 from fxprune.training.finetune import Finetuned, finetune
 from fxprune.training.growing import GrowingL2, Growth, PlainL1
+from fxprune.training.hyperspherical import Hyperspherical, TwoSided
 from fxprune.training.losses import FeatureMatching, SimilarityPreserving, SoftTargets
+from fxprune.training.masked import KeepPruned
 from fxprune.training.objectives import Objective, ObjectiveLike
 from fxprune.training.recipe import Recipe
 from fxprune.training.schedules import ALLR, SLR
@@ -23,6 +25,8 @@ __all__ = [
     "Finetuned",
     "GrowingL2",
     "Growth",
+    "Hyperspherical",
+    "KeepPruned",
     "Objective",
     "ObjectiveLike",
     "PlainL1",
@@ -31,6 +35,7 @@ __all__ = [
     "SoftTargets",
     "Splits",
     "Trainability",
+    "TwoSided",
     "basis_importance",
     "evaluate",
     "finetune",

@@ -14,6 +14,7 @@ from torch import nn
 from fxprune.errors import InputError
 from fxprune.linear.basis import basis_scales
 from fxprune.training.schedules import Shape, default_warmup, factor, shape_named
+from fxprune.training.spheres import sphere_weights
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Recipe:
         momentum: Of SGD.
         weight_decay: On the parameters that ``decay`` names.
         decay: ``"all"``, or ``"weights"``: parameters of two or more dimensions, and so no biases and no norms. Neither
-            means the scales of decomposed layers, whose size is what tells how much a basis vector matters.
+            means the scales of decomposed layers, whose size is what tells how much a basis vector matters, nor the
+            weights of hyperspherical layers, whose size means nothing.
         schedule: ``constant``, ``cosine``, ``linear``, ``step``, ``slr``, an :class:`~fxprune.training.schedules.ALLR`,
             or a function from progress in [0, 1] to a factor of ``lr``.
         warmup: Share of the steps in which the rate rises; None: 0.1 for SLR and ALLR, else 0.
@@ -106,11 +108,11 @@ class Recipe:
         parameters = [parameter for parameter in (*model.parameters(), *extra) if parameter.requires_grad]
         if not parameters:
             raise InputError("the model has no parameters that can be trained; set requires_grad on some")
-        scales = {id(scale) for scale in basis_scales(model)}
+        free = {id(weight) for weight in (*basis_scales(model), *sphere_weights(model))}
         decayed = [
             parameter
             for parameter in parameters
-            if id(parameter) not in scales and (self.decay == "all" or parameter.ndim >= 2)
+            if id(parameter) not in free and (self.decay == "all" or parameter.ndim >= 2)
         ]
         known = {id(parameter) for parameter in decayed}
         spared = [parameter for parameter in parameters if id(parameter) not in known]
