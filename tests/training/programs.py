@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fxprune.capture import trace
-from fxprune.training import TPP, Growth, Objective, Recipe, finetune
+from fxprune.training import TPP, Growth, Hyperspherical, Objective, Recipe, finetune
 
 
 class Net(nn.Module):
@@ -62,7 +62,13 @@ def main() -> None:
     slow = options.pop("slow", 0.0)
     loader = DataLoader(data, batch_size=options.pop("batch"), shuffle=True)
     ratio = options.pop("tpp", 0.0)
+    amount = options.pop("sphere", 0.0)
     recipe = Recipe(**options)
+    if amount:
+        traced = trace(model.eval(), torch.randn(2, 3, 8, 8))
+        make = [lambda model: Hyperspherical.begin(traced.with_module(model), amount, strength=5)]
+        finetune(traced, loader, data, recipe, objectives=make, out=folder, cpu=True)
+        return
     if ratio:
         traced, growth = trace(model.eval(), torch.randn(2, 3, 8, 8)), Growth(1, 0.05, 1.0, 10, 2)
         make = [lambda model: TPP.begin(traced.with_module(model), {"body.*": ratio}, schedule=growth)]

@@ -118,3 +118,15 @@ def test_pruning_while_training_takes_the_same_steps_in_two_processes(tmp_path: 
         torch.testing.assert_close(
             two[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def test_pruning_on_the_fly_takes_the_same_steps_in_two_processes(tmp_path: Path) -> None:
+    options = {"epochs": 6, "lr": 0.02, "schedule": "constant", "sphere": 0.5}
+    one = _run(tmp_path / "one", {**options, "batch": 16})
+    two = _run(tmp_path / "two", {**options, "batch": 8}, processes=2)
+    for name, value in one.items():
+        torch.testing.assert_close(
+            two[name], value, rtol=1e-3, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    filters = one["body.3.weight"].flatten(1)
+    torch.testing.assert_close(filters.norm(dim=1), torch.ones(8), rtol=1e-5, atol=1e-5)
