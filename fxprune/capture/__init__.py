@@ -2,6 +2,7 @@
 
 from fxprune.capture.export import trace
 from fxprune.capture.propagate import propagate
+from fxprune.capture.scaled import Scaled
 from fxprune.capture.traced import Traced
 
-__all__ = ["Traced", "propagate", "trace"]
+__all__ = ["Scaled", "Traced", "propagate", "trace"]

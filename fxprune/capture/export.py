@@ -23,7 +23,8 @@ from fxprune.capture.functionalize import (
 from fxprune.capture.inline import inline_wrappers
 from fxprune.capture.lift import Lifter, module_path
 from fxprune.capture.modules import location_of
-from fxprune.capture.propagate import propagate
+from fxprune.capture.propagate import KEY, propagate
+from fxprune.capture.scaled import sizes_from_symbols
 from fxprune.capture.traced import Traced
 from fxprune.errors import CaptureError, FxPruneError, InputError
 
@@ -69,7 +70,10 @@ def trace(
     with _quiet_eval(model):
         exported, shapes, notes = _capture(model, args, named, dynamic_batch)
         module, more = _rewritten(model, exported)
+        scaled = sizes_from_symbols(module, args, named) if shapes is not None else {}
         propagate(module, args, named)
+        for node, sizes in scaled.items():
+            node.meta[KEY] = sizes
     return Traced(module, args, named, shapes, type(model).__name__, (*notes, *more))
 
 

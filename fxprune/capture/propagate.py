@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
+
+KEY = "scaled"  # sizes at another batch in a node's meta (``scaled.py``): dropped here, but for the inputs
 
 
 def flat_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
@@ -30,11 +33,12 @@ def _same_shape(layer: Any, value: Tensor) -> Tensor:
 
 
 class _Recorder(fx.Interpreter):
-    """Runs every node on fake tensors and keeps what it gives in ``meta["val"]``."""
+    """Runs every node on fake tensors and hands over what it gives."""
 
-    def __init__(self, module: fx.GraphModule, mode: FakeTensorMode) -> None:
+    def __init__(self, module: fx.GraphModule, mode: FakeTensorMode, record: Callable[[fx.Node, Any], None]) -> None:
         super().__init__(module)
         self.mode = mode
+        self.record = record
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         layer = self.fetch_attr(target)
@@ -52,7 +56,7 @@ class _Recorder(fx.Interpreter):
             raise CaptureError(f"shapes do not fit at {node.name} ({node.target}), {where}: {error}") from error
         if node.op == "get_attr" and isinstance(value, Tensor):
             value = self.mode.from_tensor(value)
-        node.meta["val"] = value
+        self.record(node, value)
         return value
 
 
@@ -62,7 +66,37 @@ def propagate(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, A
     Raises:
         CaptureError: The sizes in the graph contradict each other; the message names the node.
     """
+
+    def record(node: fx.Node, value: Any) -> None:
+        node.meta["val"] = value
+        if node.op != "placeholder":
+            node.meta.pop(KEY, None)  # the graph may have changed
+
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes = [mode.from_tensor(x, static_shapes=True) if isinstance(x, Tensor) else x for x in flat_inputs(args, kwargs)]
     with mode, torch.no_grad():
-        _Recorder(module, mode).run(*fakes, enable_io_processing=False)
+        _Recorder(module, mode, record).run(*fakes, enable_io_processing=False)
+
+
+def propagate_sizes(
+    module: fx.GraphModule, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...] | None]
+) -> dict[fx.Node, tuple[int, ...]]:
+    """Return the sizes of every tensor of the graph on inputs of other shapes, and note nothing.
+
+    Raises:
+        CaptureError: The sizes contradict each other.
+    """
+    found: dict[fx.Node, tuple[int, ...]] = {}
+
+    def record(node: fx.Node, value: Any) -> None:
+        if isinstance(value, Tensor):
+            found[node] = tuple(value.shape)
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, torch.no_grad():
+        fakes = [
+            torch.empty(shape, dtype=leaf.dtype, device=leaf.device) if shape is not None else leaf
+            for leaf, shape in zip(inputs, shapes, strict=True)
+        ]
+        _Recorder(module, mode, record).run(*fakes, enable_io_processing=False)
+    return found

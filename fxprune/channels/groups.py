@@ -51,7 +51,7 @@ class Groups:
 
     def __init__(self, traced: Traced, attention: str = "heads") -> None:
         self.traced = traced
-        self._flow = Flow(traced.module)
+        self._flow = Flow(traced)
         self._flow.run()
         self._classes = resolve(self._flow.labels, attention)
         self.parameters: list[tuple[str, int]] = [

@@ -8,6 +8,7 @@ Nothing here knows operations.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -121,6 +122,23 @@ def factor_sizes(before: Sequence[int], after: Sequence[int]) -> tuple[list[list
         if high % low:
             return None
     return _pieces(before, cuts), _pieces(after, cuts)
+
+
+Factor = tuple[int, int, int, int, int]  # dimension and stride before, size, dimension and stride after
+
+
+def factors_of(before: Sequence[int], after: Sequence[int]) -> list[Factor]:
+    """Return the common factors of two shapes in order, with where each lies; none where there are no such."""
+    if 0 in before or math.prod(before) != math.prod(after):
+        return []
+    pieces = factor_sizes(before, after)
+    if pieces is None:
+        return []
+    sides = [
+        [(d, math.prod(parts[i + 1 :]), size) for d, parts in enumerate(side) for i, size in enumerate(parts)]
+        for side in pieces
+    ]
+    return [(d, stride, size, e, step) for (d, stride, size), (e, step, _) in zip(*sides, strict=True)]
 
 
 def _bounds(shape: Sequence[int]) -> list[int]:

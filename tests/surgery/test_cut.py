@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture import Traced, trace
+from fxprune.capture import Traced, propagate, trace
 from fxprune.channels import find_groups
 from fxprune.channels.groups import Groups
 from fxprune.errors import PlanError, VerifyError
@@ -391,13 +391,24 @@ class Scrambled(nn.Module):
         return self.head(y.transpose(1, 2))  # type: ignore[no-any-return]
 
 
-def test_is_checked_at_another_batch_size_than_it_was_worked_out_at() -> None:
+@pytest.mark.parametrize("again", [False, True], ids=["captured", "propagated again"])
+def test_channels_that_another_batch_would_find_elsewhere_stay(again: bool) -> None:
     traced = trace(Scrambled().double(), torch.randn(2, 4, 3, dtype=torch.float64))
+    if again:
+        propagate(traced.module, traced.args, traced.kwargs)
+    groups = find_groups(traced)
+    assert not groups.live.any()
+    assert r"a reshape from (4, 2, 3) to (2, 4, 3) moves it elsewhere" in groups.explain("a.weight").reason
+
+
+def test_is_checked_at_another_batch_size_than_it_was_worked_out_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check does not lean on the analysis, which is made to look at the example's batch alone."""
+    traced = trace(Scrambled().double(), torch.randn(2, 4, 3, dtype=torch.float64))
+    monkeypatch.setattr("fxprune.channels.rules.table.Flow._for_every_batch", lambda flow, one, other, labels: labels)
     groups = find_groups(traced)
     removed = choose(groups, 0)
-    if removed:
-        with pytest.raises(VerifyError, match="reshape"):
-            verify_cut(traced, cut(traced, removed, groups), removed, groups)
+    with pytest.raises(VerifyError, match="reshape"):
+        verify_cut(traced, cut(traced, removed, groups), removed, groups)
 
 
 class Pieces(nn.Module):

@@ -40,8 +40,7 @@ def reshape(flow: Flow, node: fx.Node) -> Axes:
     """Labels follow the common factors of both shapes: one dimension split is a grid, several merged are one too."""
     if node.target is aten.view.dtype:
         return flow.freeze_all(node, "its bits are read as another type")  # type: ignore[no-any-return]
-    source = node.args[0]
-    return flow.reshape(flow.axes(source), flow.shape(source), flow.shape(node))
+    return flow.reshape(node.args[0], node)  # type: ignore[arg-type]
 
 
 @rule(*packets("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "numpy_T", "mT", "adjoint"))

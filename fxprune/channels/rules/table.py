@@ -6,13 +6,14 @@ and returns the labels of the result. An operation without a rule freezes everyt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.channels.labels import Axes, Axis, Labels, factor_sizes
+from fxprune.capture import Scaled, Traced
+from fxprune.channels.labels import Axes, Axis, Labels, factor_sizes, factors_of
 
 Rule = Callable[["Flow", fx.Node], Any]
 RULES: dict[Any, Rule] = {}
@@ -42,8 +43,9 @@ class Flow:
         heads: Attention by node: labels of the head width whose square root scales the scores.
     """
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        self.module = module
+    def __init__(self, traced: Traced) -> None:
+        self.module = module = traced.module
+        self.scaled = Scaled(traced)
         self.labels = Labels()
         self.env: dict[fx.Node, Any] = {}
         self.parameters: dict[str, Axes] = {}
@@ -135,8 +137,9 @@ class Flow:
                 else:
                     self.freeze(item, reason)
 
-    def reshape(self, axes: Axes, before: Sequence[int], after: Sequence[int]) -> Axes:
+    def reshape(self, source: fx.Node, node: fx.Node) -> Axes:
         """Carry labels through a change of shape that keeps the order of elements."""
+        axes, before, after = self.axes(source), self.shape(source), self.shape(node)
         if 0 in before or 0 in after:
             return (None,) * len(after)
         pieces = factor_sizes(before, after)
@@ -150,6 +153,7 @@ class Flow:
                 factors += [axis] * len(parts) if len(parts) == 1 else [None] * len(parts)
             else:
                 factors += self.labels.split(axis, parts, self.place)
+        factors = self._for_every_batch(source, node, factors)
         result: list[Axis | None] = []
         position = 0
         for parts in pieces[1]:
@@ -157,6 +161,21 @@ class Flow:
             position += len(parts)
             result.append(self.labels.merge(mine, parts, self.place) if len(parts) != 1 else mine[0])
         return tuple(result)
+
+    def _for_every_batch(self, source: fx.Node, node: fx.Node, labels: list[Axis | None]) -> list[Axis | None]:
+        """Freeze the factors of a reshape that lie elsewhere at another batch size, and return the others."""
+        if all(axis is None for axis in labels):
+            return labels
+        here = factors_of(self.shape(source), self.shape(node))
+        lost = set(here)
+        for sizes in self.scaled.sizes(source, node):
+            lost = set(here).difference(factors_of(*sizes))
+            if not any(axis is not None and factor in lost for factor, axis in zip(here, labels, strict=True)):
+                return labels
+        reason = f"a reshape from {self.shape(source)} to {self.shape(node)} moves it elsewhere at other batch sizes"
+        for factor, axis in zip(here, labels, strict=True):
+            self.freeze(axis if factor in lost else None, reason)
+        return [None if factor in lost else axis for factor, axis in zip(here, labels, strict=True)]
 
     def run(self) -> None:
         """Walk over the graph once, in order."""
