@@ -16,7 +16,8 @@ from torch.utils import _pytree as pytree
 from fxprune.capture import Traced
 from fxprune.capture.propagate import flat_inputs
 from fxprune.errors import VerifyError
-from fxprune.graph_tools import Runner, module_of, tensors_of
+from fxprune.graph_tools import module_of, tensors_of
+from fxprune.runner import Runner
 
 TOLERANCE_DOUBLE = 1e-9
 TOLERANCE_SINGLE = 1e-5
@@ -46,7 +47,7 @@ def witness(traced: Traced, *, double: bool = True) -> Witness:
     inputs = _telling_inputs(traced)
     if double:
         try:
-            return Witness(inputs, Runner(traced.module, double=True).flat(inputs), True)
+            return Witness(inputs, Runner(traced.module).flat(inputs), True)
         except Exception:  # an operation without a float64 kernel may raise anything
             pass
     return Witness(inputs, Runner(traced.module, double=False).flat(inputs), False)

@@ -1,4 +1,4 @@
-"""Small helpers for passes over ``torch.fx`` graphs: copying, finding, replacing, running.
+"""Small helpers for passes over ``torch.fx`` graphs: copying, finding, replacing.
 
 They know of no pass and decide nothing.
 """
@@ -8,12 +8,11 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 _WIDER = {
     torch.float16: torch.float64,
@@ -166,54 +165,3 @@ def wide(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().to(_WIDER[value.dtype]) if value.dtype in _WIDER else value
     return _WIDER.get(value, value) if isinstance(value, torch.dtype) else value
-
-
-class Runner(fx.Interpreter):
-    """Runs a graph without changing anything that it holds, in float64 if asked.
-
-    Weights are widened one module at a time, so that no second copy of the model ever exists; explicit casts to lower
-    precision are widened with them. ``seen`` is told the value of each node.
-    """
-
-    def __init__(
-        self, module: fx.GraphModule, *, double: bool, seen: Callable[[fx.Node, Any], None] | None = None
-    ) -> None:
-        super().__init__(module)
-        self.double = double
-        self.seen = seen
-
-    def flat(self, inputs: Iterable[Any]) -> list[Any]:
-        """Run on inputs in the order of the placeholders; return the output's leaves in order, whatever they are.
-
-        Random numbers, where a module draws any, are the same in each run.
-        """
-        given = [wide(leaf) if self.double else leaf for leaf in inputs]
-        with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(0)
-            outputs = self.run(*given, enable_io_processing=False)
-        return pytree.tree_leaves(outputs)
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run one node, and show its value."""
-        value = super().run_node(n)
-        if self.double and n.op != "output":
-            value = pytree.tree_map(wide, value)
-        if self.seen is not None:
-            self.seen(n, value)
-        return value
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a copy of the module: it may be in training mode, where it would write into its buffers."""
-        layer = self.fetch_attr(target)
-        memo: dict[int, Any] = {id(parameter): self._lent(parameter) for parameter in layer.parameters()}
-        memo.update({id(buffer): self._lent(buffer).clone() for buffer in layer.buffers()})
-        return copy.deepcopy(layer, memo)(*args, **kwargs)
-
-    def _lent(self, tensor: Tensor) -> Tensor:
-        return wide(tensor) if self.double else tensor.detach()
-
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a function with the dtypes in its arguments widened too."""
-        if self.double:
-            args, kwargs = pytree.tree_map(wide, (args, kwargs))
-        return super().call_function(target, args, kwargs)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fxprune.capture import Traced, trace
-from fxprune.graph_tools import Runner, adopt, copy_module, drop_unused, tensor_uses, tensors_of
+from fxprune.graph_tools import adopt, copy_module, drop_unused, tensor_uses, tensors_of
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -43,39 +41,6 @@ def test_a_copy_shares_tensors_and_nothing_else(traced: Traced) -> None:
     )
     assert type(copied).__name__ == "Net"
     assert torch.equal(copied(X)[0], traced.module(X)[0])
-
-
-@pytest.mark.parametrize("double", [True, False])
-def test_running_changes_nothing_and_repeats_random_numbers(traced: Traced, double: bool) -> None:
-    module = traced.module.train()
-    state = {key: value.clone() for key, value in module.state_dict().items()}
-    random = torch.random.get_rng_state()
-    one, other = (Runner(module, double=double).flat([X]) for _ in range(2))
-    assert torch.equal(one[0], other[0])
-    assert one[0].dtype == (torch.float64 if double else torch.float32)
-    assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
-    assert torch.equal(torch.random.get_rng_state(), random)
-
-
-class Mixed(nn.Module):
-    """Recurrent weights that a kernel keeps a list of, casts, and tensors that the graph makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.l, self.f = nn.LSTM(6, 4, batch_first=True), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.l(x)[0].to(torch.bfloat16).float().softmax(-1, dtype=torch.float32)
-        return self.f(x) + torch.full((3,), 0.1)  # type: ignore[no-any-return]
-
-
-def test_everything_is_widened_on_the_way() -> None:
-    seen: dict[str, Any] = {}
-    Runner(trace(Mixed(), X[:, 0]).module, double=True, seen=lambda n, value: seen.setdefault(n.name, value)).flat(
-        [X[:, 0]]
-    )
-    floats = {value.dtype for value in seen.values() if isinstance(value, Tensor) and value.is_floating_point()}
-    assert floats == {torch.float64}
 
 
 def test_adopting_another_module(traced: Traced) -> None:

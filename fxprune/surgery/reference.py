@@ -2,110 +2,45 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
-from fxprune.capture.propagate import flat_inputs
 from fxprune.channels.rules.statistics import REDUCTIONS, statistic_dims
 from fxprune.graph_tools import wide
+from fxprune.runner import Runner
 from fxprune.surgery.kept import Kept
 
 aten = torch.ops.aten
 
 
-class Widened(fx.Interpreter):
-    """Runs a graph in float64, casting one layer at a time, so that no second copy of the model is held."""
-
-    def run_flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-        """Run on example inputs and return the tensor outputs in order."""
-        inputs = [wide(value) for value in flat_inputs(args, kwargs)]
-        with torch.no_grad():
-            outputs = self.run(*inputs, enable_io_processing=False)
-        return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run a node; one that reads the bits of a number has them in the width that they had."""
-        if n.target is not aten.view.dtype:
-            return super().run_node(n)
-        (value, dtype), _ = self.fetch_args_kwargs_from_env(n)
-        source: Any = n.args[0]
-        return wide(value.to(source.meta["val"].dtype).view(dtype))
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Return a parameter or buffer in double precision."""
-        return wide(super().get_attr(target, args, kwargs))
-
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Call an operation, with every dtype that it is given widened."""
-        if isinstance(target, torch._ops.OpOverload):
-            args, kwargs = pytree.tree_map_only(torch.dtype, wide, (args, kwargs))
-        return super().call_function(target, args, kwargs)
-
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Call a layer with its tensors widened."""
-        return self.call_layer(self.fetch_attr(target), args, kwargs)
-
-    def call_layer(self, layer: Any, args: Any, kwargs: Any) -> Any:
-        """Call a layer with its tensors widened."""
-        tensors = {name: wide(t) for name, t in [*layer.named_parameters(), *layer.named_buffers()]}
-        plain = isinstance(layer, nn.modules.conv._ConvNd) and not isinstance(layer, nn.modules.conv._ConvTransposeNd)
-        if (
-            plain
-            and layer.groups == layer.in_channels > 1
-            and not isinstance(layer.padding, str)
-            and layer.padding_mode == "zeros"
-        ):
-            return _depthwise(layer, tensors["weight"], tensors.get("bias"), args[0])
-        return torch.func.functional_call(layer, tensors, args, kwargs)
-
-
-def _depthwise(layer: Any, weight: Tensor, bias: Tensor | None, value: Tensor) -> Tensor:
-    """Depthwise convolution as a sum over kernel taps.
-
-    Torch has no fast kernel for it in float64 (30 times slower on a CPU).
-    """
-    space = value.ndim - 2
-    value = nn.functional.pad(value, [p for size in reversed(layer.padding) for p in (size, size)])
-    if layer.out_channels != layer.in_channels:
-        value = value.repeat_interleave(layer.out_channels // layer.in_channels, dim=1)
-    spans = [layer.dilation[d] * (weight.shape[2 + d] - 1) + 1 for d in range(space)]
-    sizes = [(value.shape[2 + d] - spans[d]) // layer.stride[d] + 1 for d in range(space)]
-    shape = (1, -1, *[1] * space)
-    total = value.new_zeros(())
-    for tap in itertools.product(*[range(size) for size in weight.shape[2:]]):
-        window = value
-        for d, place in enumerate(tap):
-            start = place * layer.dilation[d]
-            stop = start + (sizes[d] - 1) * layer.stride[d] + 1
-            window = window[(*[slice(None)] * (2 + d), slice(start, stop, layer.stride[d]))]
-        at: Any = (slice(None), 0, *tap)
-        total = total + window * weight[at].view(shape)
-    return total if bias is None else total + bias.view(shape)
-
-
-class Masked(Widened):
+class Masked(Runner):
     """Runs the original graph in float64 as if the removed indices were not there.
 
     ``constants`` names layers that read removed channels as a constant instead of zero, in their padding too.
     """
 
-    def __init__(self, module: fx.GraphModule, kept: Kept, constants: Mapping[str, Any] | None = None) -> None:
-        super().__init__(module)
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        kept: Kept,
+        constants: Mapping[str, Any] | None = None,
+        *,
+        seen: Callable[[fx.Node, Any], None] | None = None,
+    ) -> None:
+        super().__init__(module, seen=seen)
         self.kept = kept
         self.constants = constants or {}
 
-    def run_node(self, node: fx.Node) -> Any:
-        """Run a node, with what is removed zeroed in its value."""
+    def value_of(self, node: fx.Node) -> Any:
+        """Return what a node gives, with what is removed zeroed."""
         if node.name in self.constants:
             return self._zeroed(self._over_constants(node), self.kept.axes(node))
         masks = self._statistic_masks(node)
-        value = self._over_kept(node, masks) if masks else super().run_node(node)
+        value = self._over_kept(node, masks) if masks else super().value_of(node)
         return value if node.op == "output" else self._zeroed(value, self.kept.axes(node))
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:

@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxprune.capture import Traced
 from fxprune.channels import Groups, find_groups
 from fxprune.errors import VerifyError
+from fxprune.runner import Runner
 from fxprune.surgery.compensate import compensation_of
 from fxprune.surgery.constants import Constant
 from fxprune.surgery.kept import Kept, removal_of
-from fxprune.surgery.reference import Masked, Widened
+from fxprune.surgery.reference import Masked
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -81,7 +82,7 @@ def verify_with(
     """Check as :func:`verify_cut` does, with what the removed channels hold where they are read already known."""
     inputs, reference = _reference(traced, kept, constants)
     try:
-        found = Widened(pruned.module).run_flat(*inputs)
+        found = Runner(pruned.module).run_flat(*inputs)
     except Exception as error:  # a graph raises whatever its operations raise
         raise VerifyError(f"the cut model does not run where the original does: {error}") from error
     if len(reference) != len(found):
@@ -150,25 +151,6 @@ def _is_vacuous(output: Tensor) -> bool:
     return not bool(torch.isfinite(values).all()) or float(values.max() - values.min()) == 0.0
 
 
-class _Recorded:
-    """Mixed into an interpreter: keeps the value of every node."""
-
-    values: dict[str, Any]
-
-    def run_node(self, node: fx.Node) -> Any:
-        value = super().run_node(node)  # type: ignore[misc]
-        self.values[node.name] = value
-        return value
-
-
-class _RecordedMasked(_Recorded, Masked):
-    """The masked reference, with all values."""
-
-
-class _RecordedWidened(_Recorded, Widened):
-    """The cut graph, with all values."""
-
-
 def _first_difference(
     traced: Traced,
     pruned: Traced,
@@ -181,12 +163,12 @@ def _first_difference(
 
     Holds all values of both runs, so it is only called when the check has failed.
     """
-    one, other = _RecordedMasked(traced.module, kept, constants), _RecordedWidened(pruned.module)
-    one.values, other.values = {}, {}
-    one.run_flat(*inputs)
-    other.run_flat(*inputs)
+    ones: dict[str, Any] = {}
+    others: dict[str, Any] = {}
+    Masked(traced.module, kept, constants, seen=lambda node, value: ones.update({node.name: value})).run_flat(*inputs)
+    Runner(pruned.module, seen=lambda node, value: others.update({node.name: value})).run_flat(*inputs)
     for node in traced.module.graph.nodes:
-        a, b = one.values.get(node.name), other.values.get(node.name)
+        a, b = ones.get(node.name), others.get(node.name)
         if node.op == "output" or not isinstance(a, Tensor) or not isinstance(b, Tensor):
             continue
         for d, mask in enumerate(kept.masks(node)):
