@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from fxprune.cli.optimize import hold_to_budget
+
 Call = Callable[..., tuple[int, str]]
 INPUT = ["--input", "1x3x16x16"]
 FILES = {"model.onnx", "model.safetensors", "plan.json", "report.json", "report.html", "report.md"}
@@ -45,14 +47,29 @@ def test_a_budget_of_measured_latency(call: Call, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["--input", "1x3x24x24", "--latency", 0.6, "--seconds", 1.5, "--out", out]
     code, text = call("optimize", f"{source}:build", *words)
-    assert code == 0, text
     assert "asked for" in text
     report = json.loads((out / "report.json").read_text())
+    assert code == 0 or "is over the budget" in report["notes"][-1], text  # the machine may be busier than before
     assert report["plan"]["budget"] == {"latency": 0.6}
     assert report["plan"]["allocation"] == "latency"
     assert report["plan"]["trials"]
     assert report["latency"]["ratio"] < 0.8  # the budget is held by the trials; this is one more measurement
     assert any("Measured latency" in note for note in report["notes"])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "passes", "says"),
+    [
+        (0.45, 0.49, True, ""),
+        (0.48, 0.52, True, "not clearly within"),
+        (0.51, 0.53, False, "is over the budget of 0.5"),
+    ],
+)
+def test_the_last_measurement_is_held_to_the_budget(low: float, high: float, passes: bool, says: str) -> None:
+    report = {"ok": True, "notes": [], "latency": {"ratio": (low + high) / 2, "ratio_low": low, "ratio_high": high}}
+    hold_to_budget(report, 0.5)
+    assert report["ok"] is passes
+    assert (says in report["notes"][0]) if says else report["notes"] == []
 
 
 def test_compensation(call: Call, model_file: Path, tmp_path: Path) -> None:
