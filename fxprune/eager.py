@@ -21,7 +21,8 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture import Traced
 from fxprune.errors import InputError, VerifyError
-from fxprune.graph_tools import Runner, evaluating, wide
+from fxprune.graph_tools import evaluating, wide
+from fxprune.runner import Runner
 from fxprune.surgery.cut import fit_layer
 
 TOLERANCE = 1e-9
@@ -205,7 +206,7 @@ def _remove(model: nn.Module, names: list[str], undo: list[Callable[[], None]]) 
 def _compare(traced: Traced, model: nn.Module, applied: Applied) -> None:
     args, kwargs = traced.inputs(seed=1)
     with evaluating(traced.module):
-        expected = _tensors(Runner(traced.module, double=True).flat(traced.flat(args, kwargs)))
+        expected = _tensors(Runner(traced.module).flat(traced.flat(args, kwargs)))
     tolerance = TOLERANCE
     try:
         found = _run(_doubled(model), *pytree.tree_map(wide, (args, kwargs)))
