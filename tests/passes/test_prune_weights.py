@@ -16,11 +16,11 @@ from fxprune.capture import Traced, trace
 from fxprune.deploy.onnx import export_onnx
 from fxprune.deploy.parity import check_parity
 from fxprune.errors import InputError, PreconditionError
-from fxprune.graph_tools import Runner
 from fxprune.linear.sparsity import NEAR_ZERO, PRUNED, filled, lamp_scores, masks_of, note_masks, smallest
 from fxprune.passes import CalibrateBatchNorm, FuseBatchNorm, PruneChannels, PruneWeights
 from fxprune.pipeline import Pipeline
 from fxprune.planning import make_plan
+from fxprune.runner import Runner
 from fxprune.testing import check_pass
 
 IMAGE = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
