@@ -133,7 +133,10 @@ def split(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
     d = int(argument(old, 2, "dim", 0)) % len(axes[0])
     if all(piece[d] is None or not rewriter.kept.gone[piece[d]].any() for piece in axes):
         return
-    sections = [int(rewriter.kept.mask(piece[d]).sum()) for piece in axes]
+    sections = [
+        int(value.shape[d]) if piece[d] is None else int(rewriter.kept.mask(piece[d]).sum())  # a single channel stays
+        for piece, value in zip(axes, old.meta["val"], strict=True)
+    ]
     new.target, new.args, new.kwargs = aten.split_with_sizes.default, (new.args[0], sections, d), {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,6 +55,11 @@ def call() -> Call:
     return run
 
 
+def _heed_interrupts() -> None:
+    """Take Ctrl-C as a terminal's child does, also where the tests themselves run in the background and ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start() -> Start:
     """Start a command in a process of its own, as a shell does: alone in its process group."""
@@ -66,6 +72,7 @@ def start() -> Start:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=_heed_interrupts,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))},
         )
 

@@ -139,7 +139,7 @@ def test_an_interrupted_run_leaves_json_that_says_so(
         _, said = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode in (130, 0, 1)  # chance may have decided before
+    assert process.returncode in (130, 0, 1, 3)  # chance may have ended it before
     values = json.loads(report.read_text())
     assert values["complete"] is (process.returncode != 130)
     assert values["exit_code"] == process.returncode
