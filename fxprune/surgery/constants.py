@@ -12,11 +12,12 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture import Traced
 from fxprune.capture.propagate import flat_inputs
-from fxprune.channels.rules import RULES, layers, move, same, statistics
+from fxprune.channels.rules import RULES, Held, key_of
 from fxprune.channels.rules.table import argument_of
 from fxprune.graph_tools import evaluating, wide
 from fxprune.surgery.kept import Kept
 
+aten = torch.ops.aten
 Constant = npt.NDArray[np.float64]
 
 
@@ -57,29 +58,36 @@ class _Walk(fx.Interpreter):
         self.vectors[n] = vector
         return _along(vector, d, n)  # type: ignore[arg-type]
 
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Call an operation; a view copies where it has to, because stand-ins are laid out otherwise."""
+        view = target in (aten.view.default, aten._unsafe_view.default)
+        return super().call_function(aten.reshape.default if view else target, args, kwargs)
+
     def _structure(self, node: fx.Node) -> Any:
         """Run what gives a number or a list of pieces; the parts of anything else are not known."""
         if self.lost.intersection(node.all_input_nodes):
             self.lost.add(node)
-        if node.op == "call_function" and (self._rule(node).__module__ == move.__name__ or _is_number(node)):
+        if node.op == "call_function" and (self._held(node) is Held.MOVED or _is_number(node)):
             return self._call(node)
         self.lost.add(node)
         return pytree.tree_map_only(Tensor, _zeros, node.meta.get("val"))
 
     def _vector(self, node: fx.Node, d: int) -> Tensor | None:
         """Return what the channels along dimension ``d`` hold; None if that is not known."""
-        rule = self._rule(node)
-        if rule in _LAYERS and not self._is_prelu(node):
+        held = self._held(node)
+        if held is Held.BIAS:
             layer: Any = self.fetch_attr(str(node.target))
             size = node.meta["val"].shape[d]
             if d not in _own_dims(layer, node.meta["val"].ndim):  # what it does to channels of another dimension
                 return None
+            if layer.weight is None and not self._is_centred(node, layer):
+                return None
             if getattr(layer, "bias", None) is None:
                 return torch.zeros(size, dtype=torch.float64)
             return wide(layer.bias.detach()).cpu() if layer.bias.shape == (size,) else None
-        if rule is statistics._space:
+        if held is Held.PASSED:
             return self.vectors.get(node.args[0]) if _averages(node) else None  # type: ignore[arg-type]
-        if not self._passes(node, rule):
+        if not self._follows(node, held):
             return None
         value = self._call(node)
         gone = torch.from_numpy(np.flatnonzero(~self.kept.masks(node)[d]))  # type: ignore[operator]
@@ -90,16 +98,18 @@ class _Walk(fx.Interpreter):
         vector[gone] = taken[:, 0]
         return vector
 
-    def _passes(self, node: fx.Node, rule: Any) -> bool:
+    def _is_centred(self, node: fx.Node, layer: Any) -> bool:
+        """Whether a norm that scales by nothing of its own makes zero of each channel that holds one value."""
+        return isinstance(layer, nn.modules.instancenorm._InstanceNorm) and node.args[0] in self.vectors
+
+    def _follows(self, node: fx.Node, held: Held) -> bool:
         """Whether what removed channels hold in a node follows from what they hold in its operands."""
         operands = [n for n in node.all_input_nodes if n.op != "get_attr"]
         if self.lost.intersection(n for n in operands if self._is_cut(n)):
             return False
-        if rule is same.same:  # an operand that is the same for all channels brings data into them
-            return str(node.target) not in _RANDOM and all(
-                self._is_cut(n) for n in operands if isinstance(n.meta.get("val"), Tensor)
-            )
-        return rule in _CARRIERS or rule.__module__ == move.__name__ or self._is_prelu(node)
+        if held is Held.COMPUTED:  # an operand that is the same for all channels brings data into them
+            return all(self._is_cut(n) for n in operands if isinstance(n.meta.get("val"), Tensor))
+        return held is Held.MOVED
 
     def _is_cut(self, node: fx.Node) -> bool:
         if not isinstance(node.meta.get("val"), Tensor):
@@ -111,13 +121,9 @@ class _Walk(fx.Interpreter):
         found = [d for d, mask in enumerate(self.kept.masks(node)) if mask is not None]
         return found[0] if len(found) == 1 else None
 
-    def _rule(self, node: fx.Node) -> Any:
-        if node.op == "call_module":
-            return RULES.get(type(self.fetch_attr(str(node.target))), self)
-        return RULES.get(getattr(node.target, "overloadpacket", node.target), self)
-
-    def _is_prelu(self, node: fx.Node) -> bool:
-        return node.op == "call_module" and isinstance(self.fetch_attr(str(node.target)), nn.PReLU)
+    def _held(self, node: fx.Node) -> Held:
+        entry = RULES.get(key_of(node, self.module))
+        return Held.LOST if entry is None else entry.held
 
     def _call(self, node: fx.Node) -> Any:
         args, kwargs = pytree.tree_map(wide, self.fetch_args_kwargs_from_env(node))
@@ -161,15 +167,3 @@ def _along(vector: Tensor, d: int, node: fx.Node) -> Tensor:
     """Return a value of a node's shape that holds a vector along one dimension."""
     shape = [int(size) for size in node.meta["val"].shape]
     return vector.view(*[-1 if k == d else 1 for k in range(len(shape))]).expand(shape)
-
-
-_RANDOM = {"aten.bernoulli.default", "aten.rand_like.default", "aten.cumsum.default"}  # the last sums up over places
-_LAYERS = {
-    layers.conv_module,
-    layers.transposed_module,
-    layers.linear_module,
-    statistics.per_channel_module,
-    statistics.layer_norm_module,
-    statistics.group_norm_module,
-}
-_CARRIERS = {same.same_module, same.getitem, statistics.reduce}

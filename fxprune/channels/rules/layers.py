@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.channels.labels import Axes, Axis
 from fxprune.channels.rules.same import broadcast
-from fxprune.channels.rules.table import Flow, argument_of, packets, rule
+from fxprune.channels.rules.table import Flow, Held, argument_of, packets, rule
 
 aten = torch.ops.aten
 
@@ -50,7 +50,7 @@ def _convolve(flow: Flow, node: fx.Node, weight: Axes, bias: Axis | None, groups
     return (*axes[:channel], out, *[None] * (len(shape) - 2))
 
 
-@rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+@rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, held=Held.BIAS)
 def conv_module(flow: Flow, node: fx.Node) -> Axes:
     """Ends the input's channels at dimension 1 of the weight and begins those of dimension 0 (see ``_convolve``)."""
     layer: Any = flow.layer(node)
@@ -63,7 +63,7 @@ def _bias(flow: Flow, value: Any) -> Axis | None:
     return flow.axes(value)[0] if isinstance(value, fx.Node) else None
 
 
-@rule(*packets("conv1d", "conv2d", "conv3d"))
+@rule(*packets("conv1d", "conv2d", "conv3d"), held=Held.LOST)
 def conv(flow: Flow, node: fx.Node) -> Axes:
     """Ends the input's channels at dimension 1 of the weight and begins those of dimension 0 (see ``_convolve``)."""
     weight = node.args[1]
@@ -91,7 +91,7 @@ def _transposed(
     return (*axes[:channel], out, *[None] * (len(shape) - 2))
 
 
-@rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+@rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, held=Held.BIAS)
 def transposed_module(flow: Flow, node: fx.Node) -> Axes:
     """Ends the input's channels at dimension 0 of the weight; each group begins those of dimension 1."""
     layer: Any = flow.layer(node)
@@ -99,7 +99,7 @@ def transposed_module(flow: Flow, node: fx.Node) -> Axes:
     return _transposed(flow, node, flow.parameter(layer.weight, 2), bias, layer.groups, tuple(layer.weight.shape))
 
 
-@rule(*packets("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"))
+@rule(*packets("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), held=Held.LOST)
 def transposed(flow: Flow, node: fx.Node) -> Axes:
     """Ends the input's channels at dimension 0 of the weight; each group begins those of dimension 1."""
     weight = node.args[1]
@@ -114,7 +114,7 @@ def _linear(flow: Flow, node: fx.Node, weight: Axes, bias: Axis | None) -> Axes:
     return (*axes[:-1], out)
 
 
-@rule(nn.Linear)
+@rule(nn.Linear, held=Held.BIAS)
 def linear_module(flow: Flow, node: fx.Node) -> Axes:
     """Ties the last dimension of the input to the columns of the weight; its rows, tied to the bias, go on."""
     layer: Any = flow.layer(node)
@@ -122,7 +122,7 @@ def linear_module(flow: Flow, node: fx.Node) -> Axes:
     return _linear(flow, node, flow.parameter(layer.weight), bias)
 
 
-@rule(*packets("linear"))
+@rule(*packets("linear"), held=Held.LOST)
 def linear(flow: Flow, node: fx.Node) -> Axes:
     """Ties the last dimension of the input to the columns of the weight; its rows, tied to the bias, go on."""
     weight = flow.axes(node.args[1])
@@ -132,7 +132,7 @@ def linear(flow: Flow, node: fx.Node) -> Axes:
     return _linear(flow, node, weight, _bias(flow, argument_of(node, "bias")))
 
 
-@rule(*packets("_weight_norm"))
+@rule(*packets("_weight_norm"), held=Held.LOST)
 def weight_norm(flow: Flow, node: fx.Node) -> Axes:
     """One gain per slice along one dimension; what is cut from the others adds nothing to the norms."""
     axes = list(flow.axes(node.args[0]))
@@ -147,20 +147,20 @@ def _embed(flow: Flow, weight: Axes, indices: fx.Node) -> Axes:
     return (*[None] * len(flow.shape(indices)), weight[1])
 
 
-@rule(nn.Embedding)
+@rule(nn.Embedding, held=Held.LOST)
 def embedding_module(flow: Flow, node: fx.Node) -> Axes:
     """Rows are frozen, because ids pick them; columns go on."""
     layer: Any = flow.layer(node)
     return _embed(flow, flow.parameter(layer.weight), node.args[0])  # type: ignore[arg-type]
 
 
-@rule(*packets("embedding"))
+@rule(*packets("embedding"), held=Held.LOST)
 def embedding(flow: Flow, node: fx.Node) -> Axes:
     """Rows are frozen, because ids pick them; columns go on."""
     return _embed(flow, flow.axes(node.args[0]), node.args[1])  # type: ignore[arg-type]
 
 
-@rule(nn.LSTM, nn.GRU, nn.RNN)
+@rule(nn.LSTM, nn.GRU, nn.RNN, held=Held.LOST)
 def recurrent(flow: Flow, node: fx.Node) -> Any:
     """Hidden units repeat once per gate along the rows of every weight; layers read what the layer below gives."""
     layer: Any = flow.layer(node)
@@ -243,14 +243,14 @@ def _product(flow: Flow, one: tuple[Axes, tuple[int, ...]], other: tuple[Axes, t
     return (*batch, *rows, *columns)
 
 
-@rule(*packets("matmul", "bmm", "mm", "mv", "dot"))
+@rule(*packets("matmul", "bmm", "mm", "mv", "dot"), held=Held.LOST)
 def matmul(flow: Flow, node: fx.Node) -> Axes:
     """Ties what is summed over and the batch dimensions of both operands; rows and columns go on."""
     a, b = node.args[:2]
     return _product(flow, (flow.axes(a), flow.shape(a)), (flow.axes(b), flow.shape(b)))
 
 
-@rule(*packets("addmm", "baddbmm", "addbmm"))
+@rule(*packets("addmm", "baddbmm", "addbmm"), held=Held.LOST)
 def addmm(flow: Flow, node: fx.Node) -> Axes:
     """A product whose result meets the added operand, after broadcasting."""
     bias, a, b = node.args[:3]
@@ -259,7 +259,7 @@ def addmm(flow: Flow, node: fx.Node) -> Axes:
     return broadcast(flow, [(found, shape), (flow.axes(bias), flow.shape(bias))], shape)
 
 
-@rule(*packets("scaled_dot_product_attention"))
+@rule(*packets("scaled_dot_product_attention"), held=Held.LOST)
 def attention(flow: Flow, node: fx.Node) -> Axes:
     """Ties the widths of query and key, and the heads of all three; the tokens that are read stay, like the causal."""
     q, k, v = node.args[:3]
@@ -316,7 +316,7 @@ def _spelled_out(equation: str, ndims: list[int]) -> tuple[str, str]:
     return ",".join(filled), result.replace("...", hidden)
 
 
-@rule(*packets("einsum"))
+@rule(*packets("einsum"), held=Held.LOST)
 def einsum(flow: Flow, node: fx.Node) -> Axes:
     """Dimensions under one letter are tied; the letters of the result go on."""
     operands: Any = node.args[1]

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from fxprune.channels.labels import Axes, Axis
 from fxprune.channels.rules.same import broadcast
-from fxprune.channels.rules.table import Flow, integer, packets, rule
+from fxprune.channels.rules.table import Flow, Held, integer, packets, rule
 
 aten = torch.ops.aten
 
@@ -29,12 +29,11 @@ def argument(node: fx.Node, position: int, name: str, default: Any = None) -> An
         "unflatten",
         "squeeze",
         "unsqueeze",
-        "view_as",
-        "reshape_as",
         "atleast_1d",
         "atleast_2d",
         "ravel",
-    )
+    ),
+    held=Held.MOVED,
 )
 def reshape(flow: Flow, node: fx.Node) -> Axes:
     """Labels follow the common factors of both shapes: one dimension split is a grid, several merged are one too."""
@@ -43,7 +42,17 @@ def reshape(flow: Flow, node: fx.Node) -> Axes:
     return flow.reshape(node.args[0], node)  # type: ignore[arg-type]
 
 
-@rule(*packets("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "numpy_T", "mT", "adjoint"))
+@rule(*packets("view_as", "reshape_as"), held=Held.MOVED)
+def reshape_as(flow: Flow, node: fx.Node) -> Axes:
+    """A reshape whose sizes are another tensor's, so that every dimension has to shrink with it."""
+    found = flow.reshape(node.args[0], node)  # type: ignore[arg-type]
+    return tuple(flow.meet(one, other) for one, other in zip(found, flow.axes(node.args[1]), strict=True))
+
+
+@rule(
+    *packets("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "numpy_T", "mT", "adjoint"),
+    held=Held.MOVED,
+)
 def permute(flow: Flow, node: fx.Node) -> Axes:
     """Dimensions change places and take their labels along."""
     axes = flow.axes(node.args[0])
@@ -54,7 +63,7 @@ def permute(flow: Flow, node: fx.Node) -> Axes:
     return tuple(axes[order[stride]] for stride in moved.stride())
 
 
-@rule(*packets("expand"))
+@rule(*packets("expand"), held=Held.MOVED)
 def expand(flow: Flow, node: fx.Node) -> Axes:
     """A dimension that is repeated by stride gets labels of its own, unless its size is known only at run time."""
     source, sizes = node.args[0], argument(node, 1, "size")
@@ -69,13 +78,13 @@ def expand(flow: Flow, node: fx.Node) -> Axes:
     return tuple(result)
 
 
-@rule(*packets("expand_as"))
+@rule(*packets("expand_as"), held=Held.MOVED)
 def expand_as(flow: Flow, node: fx.Node) -> Axes:
     """The result meets what it is expanded to, index by index."""
     return broadcast(flow, [(flow.axes(n), flow.shape(n)) for n in node.args[:2]], flow.shape(node))
 
 
-@rule(*packets("repeat", "tile"))
+@rule(*packets("repeat", "tile"), held=Held.MOVED)
 def repeat(flow: Flow, node: fx.Node) -> Axes:
     """The labels repeat as a whole, so all copies of a channel go together."""
     source = node.args[0]
@@ -87,7 +96,7 @@ def repeat(flow: Flow, node: fx.Node) -> Axes:
     return tuple(result)
 
 
-@rule(*packets("repeat_interleave"))
+@rule(*packets("repeat_interleave"), held=Held.MOVED)
 def repeat_interleave(flow: Flow, node: fx.Node) -> Axes:
     """Each label repeats in place, so all copies of a channel go together."""
     axes = list(flow.axes(node.args[0]))
@@ -98,7 +107,7 @@ def repeat_interleave(flow: Flow, node: fx.Node) -> Axes:
     return tuple(axes)
 
 
-@rule(*packets("cat", "concat", "concatenate"))
+@rule(*packets("cat", "concat", "concatenate"), held=Held.MOVED)
 def cat(flow: Flow, node: fx.Node) -> Axes:
     """The labels of the joined dimension follow each other; every other dimension is tied across the pieces."""
     pieces: list[Any] = [p for p in node.args[0] if flow.shape(p) != (0,)]  # type: ignore[union-attr]
@@ -129,7 +138,7 @@ def _tied_but(flow: Flow, pieces: list[Any], skip: int) -> Axes:
     return tuple(first)
 
 
-@rule(*packets("stack"))
+@rule(*packets("stack"), held=Held.MOVED)
 def stack(flow: Flow, node: fx.Node) -> Axes:
     """All dimensions are tied across the pieces; the new one carries no channels."""
     pieces = list(node.args[0])  # type: ignore[arg-type]
@@ -138,7 +147,7 @@ def stack(flow: Flow, node: fx.Node) -> Axes:
     return (*axes[:d], None, *axes[d:])
 
 
-@rule(*packets("chunk", "split", "split_with_sizes", "tensor_split"))
+@rule(*packets("chunk", "split", "split_with_sizes", "tensor_split"), held=Held.MOVED)
 def split(flow: Flow, node: fx.Node) -> list[Axes]:
     """Each piece has its run of the labels; every other dimension is shared."""
     axes = flow.axes(node.args[0])
@@ -153,7 +162,7 @@ def split(flow: Flow, node: fx.Node) -> list[Axes]:
     return results
 
 
-@rule(*packets("unbind"))
+@rule(*packets("unbind"), held=Held.MOVED)
 def unbind(flow: Flow, node: fx.Node) -> list[Axes]:
     """The dimension that is taken apart is frozen; the others pass to every piece."""
     axes = flow.axes(node.args[0])
@@ -162,7 +171,7 @@ def unbind(flow: Flow, node: fx.Node) -> list[Axes]:
     return [(*axes[:d], *axes[d + 1 :])] * len(node.meta["val"])
 
 
-@rule(*packets("select"))
+@rule(*packets("select"), held=Held.MOVED)
 def select(flow: Flow, node: fx.Node) -> Axes:
     """The dimension that an index is picked from is frozen and gone; the others pass."""
     axes = flow.axes(node.args[0])
@@ -171,7 +180,7 @@ def select(flow: Flow, node: fx.Node) -> Axes:
     return (*axes[:d], *axes[d + 1 :])
 
 
-@rule(*packets("slice"))
+@rule(*packets("slice"), held=Held.MOVED)
 def slice_(flow: Flow, node: fx.Node) -> Axes:
     """The labels inside the bounds stay."""
     axes = list(flow.axes(node.args[0]))
@@ -185,7 +194,7 @@ def slice_(flow: Flow, node: fx.Node) -> Axes:
     return tuple(axes)
 
 
-@rule(*packets("narrow"))
+@rule(*packets("narrow"), held=Held.MOVED)
 def narrow(flow: Flow, node: fx.Node) -> Axes:
     """The dimension that is cut out of is frozen; the labels inside the bounds stay."""
     axes = list(flow.axes(node.args[0]))
@@ -209,7 +218,7 @@ def constant(module: fx.GraphModule, value: Any) -> np.ndarray[Any, Any] | None:
     return None if trainable else np.asarray(found.detach().cpu())
 
 
-@rule(*packets("index_select"))
+@rule(*packets("index_select"), held=Held.MOVED)
 def index_select(flow: Flow, node: fx.Node) -> Axes:
     """Labels are picked like the elements, where the positions are constant."""
     axes = list(flow.axes(node.args[0]))
@@ -231,7 +240,7 @@ def _picked(flow: Flow, axis: Axis | None, index: Any) -> Axis | None:
     return picked
 
 
-@rule(*packets("index"))
+@rule(*packets("index"), held=Held.MOVED)
 def index(flow: Flow, node: fx.Node) -> Axes:
     """Labels are picked like the elements by one constant list of positions; any other index freezes."""
     axes = flow.axes(node.args[0])
@@ -254,7 +263,7 @@ def index(flow: Flow, node: fx.Node) -> Axes:
     return (*rest[:at], *[None] * width, *rest[at:])
 
 
-@rule(*packets("flip"))
+@rule(*packets("flip"), held=Held.MOVED)
 def flip(flow: Flow, node: fx.Node) -> Axes:
     """The labels turn around."""
     axes = list(flow.axes(node.args[0]))
@@ -263,7 +272,7 @@ def flip(flow: Flow, node: fx.Node) -> Axes:
     return tuple(axes)
 
 
-@rule(*packets("roll"))
+@rule(*packets("roll"), held=Held.MOVED)
 def roll(flow: Flow, node: fx.Node) -> Axes:
     """The labels turn over the end."""
     axes = list(flow.axes(node.args[0]))
@@ -276,7 +285,7 @@ def roll(flow: Flow, node: fx.Node) -> Axes:
     return tuple(axes)
 
 
-@rule(*packets("pad", "constant_pad_nd"))
+@rule(*packets("pad", "constant_pad_nd"), held=Held.MOVED)
 def pad(flow: Flow, node: fx.Node) -> Axes:
     """Padding adds constants.
 
@@ -303,7 +312,7 @@ def pad(flow: Flow, node: fx.Node) -> Axes:
     return tuple(axes)
 
 
-@rule(*packets("pixel_shuffle"))
+@rule(*packets("pixel_shuffle"), held=Held.MOVED)
 def pixel_shuffle(flow: Flow, node: fx.Node) -> Axes:
     """Channels are a grid of (channel, tap); the taps are frozen, because they become space."""
     axes, r = flow.axes(node.args[0]), integer(node.args[1])
@@ -316,7 +325,7 @@ def pixel_shuffle(flow: Flow, node: fx.Node) -> Axes:
     return (*lead, kept, None, None)
 
 
-@rule(*packets("pixel_unshuffle", "im2col"))
+@rule(*packets("pixel_unshuffle", "im2col"), held=Held.MOVED)
 def gather_space(flow: Flow, node: fx.Node) -> Axes:
     """Space moves into channels: each channel is followed by its taps."""
     source = node.args[0]
@@ -327,7 +336,7 @@ def gather_space(flow: Flow, node: fx.Node) -> Axes:
     return (*axes[:d], merged, *[None] * (len(after) - d - 1))
 
 
-@rule(*packets("col2im"))
+@rule(*packets("col2im"), held=Held.MOVED)
 def col2im(flow: Flow, node: fx.Node) -> Axes:
     """Channels are a grid of (channel, tap); the taps are frozen, because they become space."""
     axes, after = flow.axes(node.args[0]), flow.shape(node)
@@ -339,7 +348,7 @@ def col2im(flow: Flow, node: fx.Node) -> Axes:
     return (*axes[:d], kept, None, None)
 
 
-@rule(*packets("channel_shuffle"))
+@rule(*packets("channel_shuffle"), held=Held.MOVED)
 def channel_shuffle(flow: Flow, node: fx.Node) -> Axes:
     """Channels are a grid of (group, member), read as (member, group) afterwards."""
     axes, groups = list(flow.axes(node.args[0])), integer(node.args[1])
@@ -350,7 +359,7 @@ def channel_shuffle(flow: Flow, node: fx.Node) -> Axes:
     return tuple(axes)
 
 
-@rule(*packets("glu"))
+@rule(*packets("glu"), held=Held.MOVED)
 def glu(flow: Flow, node: fx.Node) -> Axes:
     """Each channel of the first half is tied to its gate in the second."""
     axes = list(flow.axes(node.args[0]))
@@ -363,7 +372,7 @@ def glu(flow: Flow, node: fx.Node) -> Axes:
     return tuple(axes)
 
 
-@rule(*packets("slice_scatter", "select_scatter"))
+@rule(*packets("slice_scatter", "select_scatter"), held=Held.MOVED)
 def scatter(flow: Flow, node: fx.Node) -> Axes:
     """A part of a tensor is overwritten, index by index; the result is labelled like what it was written into."""
     base, source = node.args[:2]
@@ -391,14 +400,15 @@ def _overwritten(flow: Flow, node: fx.Node, axis: Axis | None, other: Axis | Non
     return axis
 
 
-@rule(*packets("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "rand", "randn"))
+@rule(*packets("zeros", "ones", "full", "new_zeros", "new_ones", "new_full"), held=Held.MOVED)
+@rule(*packets("empty", "new_empty", "rand", "randn"), held=Held.LOST)
 def factory(flow: Flow, node: fx.Node) -> Axes:
     """A constant may be as wide as what it meets needs it to be, unless its size is known only at run time."""
     sizes = node.args[1] if str(node.target).startswith("aten.new_") else node.args[0]
     return tuple(None if isinstance(size, fx.Node) or size == 1 else flow.labels.fresh(size) for size in sizes)  # type: ignore[union-attr, arg-type]
 
 
-@rule(*packets("arange", "linspace", "eye", "scalar_tensor"))
+@rule(*packets("arange", "linspace", "eye", "scalar_tensor"), held=Held.MOVED)
 def positions(flow: Flow, node: fx.Node) -> Any:
     """Values that count positions: opaque."""
     return flow.opaque(node.meta["val"])

@@ -9,17 +9,17 @@ import torch
 from torch import fx, nn
 
 from fxprune.channels.labels import Axes, Axis
-from fxprune.channels.rules.table import Flow, integer, packets, rule
+from fxprune.channels.rules.table import Flow, Held, integer, packets, rule
 
 aten = torch.ops.aten
 
 _UNARY = """
-abs acos acosh alias asin asinh atan atanh bernoulli bitwise_not ceil celu clamp clamp_max clamp_min clone contiguous
-conj_physical cos cosh cumsum detach detach_copy dropout elu erf erfc exp exp2 expm1 feature_dropout fill floor frac
+abs acos acosh alias asin asinh atan atanh bitwise_not ceil celu clamp clamp_max clamp_min clone contiguous
+conj_physical cos cosh detach detach_copy elu erf erfc exp exp2 expm1 fill floor frac
 gelu hardshrink hardsigmoid hardswish hardtanh isfinite isinf isnan leaky_relu lift_fresh lift_fresh_copy log log10
-log1p log2 log_sigmoid logical_not logit mish nan_to_num neg ones_like positive rand_like reciprocal relu relu6 round
-rrelu rsqrt selu sgn sigmoid sign silu sin sinh softplus softshrink softsign sqrt square tan tanh tanhshrink threshold
-to trunc type_as zero zeros_like full_like empty_like _to_copy float_power pow
+log1p log2 log_sigmoid logical_not logit mish nan_to_num neg ones_like positive reciprocal relu relu6 round
+rsqrt selu sgn sigmoid sign silu sin sinh softplus softshrink softsign sqrt square tan tanh tanhshrink threshold
+to trunc type_as zero zeros_like full_like _to_copy float_power pow
 """.split()  # noqa: SIM905 - a list of a hundred strings would hide the names
 _BINARY = """
 add addcdiv addcmul atan2 bitwise_and bitwise_or bitwise_xor copy div eq floor_divide fmax fmin fmod ge gt hypot le
@@ -27,6 +27,8 @@ lerp logaddexp logical_and logical_or logical_xor lt masked_fill maximum minimum
 subtract true_divide where xlogy __and__ __or__ __xor__ divide
 """.split()  # noqa: SIM905 - a list of a hundred strings would hide the names
 
+# Of one value they make many.
+_UNEVEN = ["bernoulli", "cumsum", "dropout", "empty_like", "feature_dropout", "rand_like", "rrelu"]
 
 _OPAQUE = "meets a batch, space or sequence dimension"
 
@@ -49,7 +51,8 @@ def broadcast(
     return tuple(result)
 
 
-@rule(*packets(*_UNARY, *_BINARY))
+@rule(*packets(*_UNARY, *_BINARY), held=Held.COMPUTED)
+@rule(*packets(*_UNEVEN), held=Held.LOST)
 def same(flow: Flow, node: fx.Node) -> Axes:
     """All operands meet index by index, after broadcasting."""
     tensors = flow.tensors(node)
@@ -58,13 +61,22 @@ def same(flow: Flow, node: fx.Node) -> Axes:
     return broadcast(flow, [(flow.axes(n), flow.shape(n)) for n in tensors], flow.shape(node), what)
 
 
-@rule(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity)
+@rule(
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+    nn.Identity,
+    held=Held.MOVED,
+)
 def same_module(flow: Flow, node: fx.Node) -> Axes:
     """The labels pass as they are."""
     return flow.axes(node.args[0])
 
 
-@rule(*packets("max", "min"))
+@rule(*packets("max", "min"), held=Held.LOST)
 def extreme(flow: Flow, node: fx.Node) -> Any:
     """``max(x, y)`` is element-wise, ``max(x, dim)`` reduces, ``max(x)`` reduces everything."""
     if str(node.target).endswith(".other"):
@@ -78,7 +90,7 @@ def extreme(flow: Flow, node: fx.Node) -> Any:
     return [tuple(axes), tuple(axes)]
 
 
-@rule(operator.getitem)
+@rule(operator.getitem, held=Held.MOVED)
 def getitem(flow: Flow, node: fx.Node) -> Any:
     """One of several outputs has the labels that its operation gave it."""
     source, index = node.args
@@ -113,6 +125,7 @@ def getitem(flow: Flow, node: fx.Node) -> Any:
     torch.sym_float,
     torch.sym_not,
     torch.sym_sum,
+    held=Held.LOST,
 )
 def number(flow: Flow, node: fx.Node) -> None:
     """Arithmetic on sizes; a tensor that is read as a number stays whole."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.channels.labels import Axes
-from fxprune.channels.rules.table import Flow, argument_of, integer, packets, rule
+from fxprune.channels.rules.table import Flow, Held, argument_of, integer, packets, rule
 
 aten = torch.ops.aten
 
@@ -33,14 +33,23 @@ def _own_vectors(flow: Flow, layer: nn.Module, *names: str) -> list[Axes]:
     return [flow.parameter(t) for t in tensors if isinstance(t, Tensor) and t.numel() > 1]
 
 
-@rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.PReLU)
+@rule(
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    held=Held.BIAS,
+)
+@rule(nn.PReLU, held=Held.MOVED)
 def per_channel_module(flow: Flow, node: fx.Node) -> Axes:
     """Weights, biases and running statistics are tied to the channels, and the channels pass."""
     vectors = _own_vectors(flow, flow.layer(node), "weight", "bias", "running_mean", "running_var")
     return _per_channel(flow, flow.axes(node.args[0]), vectors, 1 if len(flow.shape(node)) > 1 else 0)
 
 
-@rule(*packets("batch_norm", "instance_norm", "prelu"))
+@rule(*packets("batch_norm", "instance_norm", "prelu"), held=Held.LOST)
 def per_channel(flow: Flow, node: fx.Node) -> Axes:
     """Vectors with one value per channel are tied to the channels, and the channels pass."""
     return _per_channel(flow, flow.axes(node.args[0]), _vectors(flow, node.args[1:]))
@@ -56,7 +65,7 @@ def _over_last(flow: Flow, node: fx.Node, tensors: list[Any]) -> Axes:
     return tuple(axes)
 
 
-@rule(nn.LayerNorm, nn.RMSNorm)
+@rule(nn.LayerNorm, nn.RMSNorm, held=Held.BIAS)
 def layer_norm_module(flow: Flow, node: fx.Node) -> Axes:
     """Weight and bias are tied to the last dimensions, which they cover."""
     layer = flow.layer(node)
@@ -64,7 +73,7 @@ def layer_norm_module(flow: Flow, node: fx.Node) -> Axes:
     return _over_last(flow, node, [flow.parameter(t) for t in tensors if isinstance(t, Tensor)])
 
 
-@rule(*packets("layer_norm", "rms_norm"))
+@rule(*packets("layer_norm", "rms_norm"), held=Held.LOST)
 def layer_norm(flow: Flow, node: fx.Node) -> Axes:
     """Weight and bias are tied to the last dimensions, which they cover."""
     return _over_last(flow, node, [flow.axes(n) for n in node.args[1:] if flow.is_tensor(n)])
@@ -78,20 +87,20 @@ def _group_norm(flow: Flow, node: fx.Node, groups: int, vectors: list[Axes]) -> 
     return axes
 
 
-@rule(nn.GroupNorm)
+@rule(nn.GroupNorm, held=Held.BIAS)
 def group_norm_module(flow: Flow, node: fx.Node) -> Axes:
     """Channels are a grid of (group, member), and its affine vectors are tied to them."""
     layer: Any = flow.layer(node)
     return _group_norm(flow, node, layer.num_groups, _own_vectors(flow, layer, "weight", "bias"))
 
 
-@rule(*packets("group_norm"))
+@rule(*packets("group_norm"), held=Held.LOST)
 def group_norm(flow: Flow, node: fx.Node) -> Axes:
     """Channels are a grid of (group, member), and its affine vectors are tied to them."""
     return _group_norm(flow, node, integer(node.args[1]), _vectors(flow, node.args[2:]))
 
 
-@rule(*packets("softmax", "log_softmax", "softmin", "_softmax"))
+@rule(*packets("softmax", "log_softmax", "softmin", "_softmax"), held=Held.LOST)
 def softmax(flow: Flow, node: fx.Node) -> Axes:
     """Taken over channels it is a statistic of those that are left."""
     return flow.axes(node.args[0])
@@ -100,7 +109,8 @@ def softmax(flow: Flow, node: fx.Node) -> Axes:
 @rule(
     *packets(
         "mean", "sum", "amax", "amin", "var", "std", "prod", "linalg_vector_norm", "norm", "logsumexp", "any", "all"
-    )
+    ),
+    held=Held.MOVED,
 )
 def reduce(flow: Flow, node: fx.Node) -> Axes:
     """What is reduced over ends here, and what is left of it enters the statistic; the other dimensions pass."""
@@ -202,10 +212,10 @@ SPACE |= {
     }.items()
     if hasattr(aten, name)
 }
-rule(*SPACE)(_space)
+rule(*SPACE, held=Held.PASSED)(_space)
 
 
-@rule(*packets("grid_sampler"))
+@rule(*packets("grid_sampler"), held=Held.LOST)
 def grid_sampler(flow: Flow, node: fx.Node) -> Axes:
     """Batch and channels pass; space and the coordinates that address it are frozen."""
     axes, grid = flow.axes(node.args[0]), flow.axes(node.args[1])
@@ -214,7 +224,7 @@ def grid_sampler(flow: Flow, node: fx.Node) -> Axes:
     return (*axes[:2], *[None] * (len(axes) - 2))
 
 
-@rule(*packets("argmax", "argmin"))
+@rule(*packets("argmax", "argmin"), held=Held.LOST)
 def argmax(flow: Flow, node: fx.Node) -> Axes:
     """What it searches is frozen, because its result is a position; the other dimensions pass."""
     axes = flow.axes(node.args[0])
@@ -225,7 +235,7 @@ def argmax(flow: Flow, node: fx.Node) -> Axes:
     return tuple(None if d in dims else axis for d, axis in enumerate(axes) if keep or d not in dims)
 
 
-@rule(*packets("topk", "sort", "argsort", "meshgrid", "gather", "scatter", "unfold", "nonzero", "diff"))
+@rule(*packets("topk", "sort", "argsort", "meshgrid", "gather", "scatter", "unfold", "nonzero", "diff"), held=Held.LOST)
 def ordered(flow: Flow, node: fx.Node) -> Any:
     """The order of the indices matters to these."""
     return flow.freeze_all(node, f"{node.target} depends on the order of the indices")

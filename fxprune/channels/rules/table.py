@@ -6,7 +6,9 @@ and returns the labels of the result. An operation without a rule freezes everyt
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,17 +18,42 @@ from fxprune.capture import Scaled, Traced
 from fxprune.channels.labels import Axes, Axis, Labels, factor_sizes, factors_of
 
 Rule = Callable[["Flow", fx.Node], Any]
-RULES: dict[Any, Rule] = {}
 
 
-def rule(*keys: Any) -> Callable[[Rule], Rule]:
+class Held(enum.Enum):
+    """What a channel holds behind an operation, where it holds the same value everywhere in front of it."""
+
+    BIAS = "what a layer without weights gives: its bias or shift"
+    PASSED = "the value that it had, as means and extremes of one value do"
+    COMPUTED = "the result for that value, where no other operand brings data into the channel"
+    MOVED = "the result for that value: other operands bring other channels, not other values"
+    LOST = "nothing that is known"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the table knows of one operation.
+
+    Attributes:
+        flow: How labels flow through it.
+        held: What it makes of a channel that holds one value.
+    """
+
+    flow: Rule
+    held: Held
+
+
+RULES: dict[Any, Entry] = {}
+
+
+def rule(*keys: Any, held: Held) -> Callable[[Rule], Rule]:
     """Register a rule for operation packets, module classes or plain functions; two for one key are an error."""
 
     def register(function: Rule) -> Rule:
         for key in keys:
             if key in RULES:
                 raise ValueError(f"two rules for {key}")
-            RULES[key] = function
+            RULES[key] = Entry(function, held)
         return function
 
     return register
@@ -204,22 +231,22 @@ class Flow:
             return self.parameter(value) if isinstance(value, Tensor) else None
         if node.op == "output":
             return self.freeze_all(node, "the model returns it")
-        key, name = self._key(node)
+        key = key_of(node, self.module)
         found = RULES.get(key)
         if found is None:
-            return self.freeze_all(node, f"no rule for {name}")
-        return found(self, node)
-
-    def _key(self, node: fx.Node) -> tuple[Any, str]:
-        if node.op == "call_module":
-            cls = type(self.module.get_submodule(str(node.target)))
-            return cls, cls.__name__
-        target = node.target
-        return (target.overloadpacket if isinstance(target, torch._ops.OpOverload) else target), str(target)
+            return self.freeze_all(node, f"no rule for {key.__name__ if node.op == 'call_module' else node.target}")
+        return found.flow(self, node)
 
     def layer(self, node: fx.Node) -> nn.Module:
         """Return the module that a node calls."""
         return self.module.get_submodule(str(node.target))
+
+
+def key_of(node: fx.Node, module: nn.Module) -> Any:
+    """Return what the table lists a call under: the class of a module, the packet of an operation, or the function."""
+    if node.op == "call_module":
+        return type(module.get_submodule(str(node.target)))
+    return node.target.overloadpacket if isinstance(node.target, torch._ops.OpOverload) else node.target
 
 
 def packets(*names: str) -> list[Any]:
