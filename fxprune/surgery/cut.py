@@ -62,7 +62,10 @@ def cut_with(traced: Traced, kept: Kept, constants: Mapping[str, Constant], *, e
         root.register_buffer(name, constant, persistent=False)
     for old, new in pairs:
         if old.op == "call_module":
-            fit_layer(root.get_submodule(str(new.target)), kept.groups_left(old))
+            layer = root.get_submodule(str(new.target))
+            fit_layer(layer, kept.groups_left(old))
+            if isinstance(old.meta.get("val"), Tensor):
+                _fit_bare_norm(layer, kept.shape(old))
     module = _assemble(root, graph, type(traced.module).__name__)
     result = traced.with_module(module)
     propagate(module, traced.args, traced.kwargs)
@@ -152,6 +155,18 @@ def _fit_vector(layer: Any) -> None:
     if vector is not None:
         name = {nn.GroupNorm: "num_channels", nn.PReLU: "num_parameters"}.get(type(layer), "num_features")
         setattr(layer, name, vector.shape[0])
+
+
+def _fit_bare_norm(layer: Any, shape: tuple[int, ...]) -> None:
+    """Set the attributes of a norm without any vector to the sizes of what it gives."""
+    if next(layer.parameters(), None) is not None or next(layer.buffers(), None) is not None:
+        return
+    if isinstance(layer, nn.GroupNorm):
+        layer.num_channels = shape[1]
+    elif isinstance(layer, nn.modules.batchnorm._NormBase) and len(shape) > 1:
+        layer.num_features = shape[1]
+    elif isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
+        layer.normalized_shape = shape[len(shape) - len(layer.normalized_shape) :]
 
 
 def _fit_recurrent(layer: nn.RNNBase) -> None:

@@ -221,6 +221,8 @@ def roll(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
     """Turn by as many indices as are left of those that turn over the end."""
     source: Any = old.args[0]
     shifts, dims = argument(old, 1, "shifts"), argument(old, 2, "dims", [])
+    if not dims:  # across all dimensions, of which none is cut
+        return
     result = []
     for shift, d in zip(shifts if isinstance(shifts, (list, tuple)) else [shifts], dims, strict=True):
         axis = rewriter.kept.axes(source)[d]
