@@ -215,7 +215,9 @@ def _means(
             except Exception as error:  # a graph raises whatever its operations raise on inputs that do not fit
                 raise InputError(f"calibration batch {number} does not fit the model: {error}") from error
     if not number:
-        raise InputError("compensate='mean' got no calibration batches: the iterable is empty")
+        raise InputError(
+            "compensate='mean' got no calibration batches: the iterable is empty, as a generator is once read"
+        )
     for node, total in watched.sums.items():
         mean = (total / watched.counts[node]).cpu().numpy()
         if not np.isfinite(mean).all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -80,3 +81,23 @@ def test_a_wrong_cut_is_caught_unless_told_otherwise(monkeypatch: pytest.MonkeyP
         Pipeline([PruneChannels(plan)])(traced)
     Pipeline([PruneChannels(plan, verify=False)])(traced)
     Pipeline([PruneChannels(plan)], verify=False)(traced)
+
+
+def test_calibration_batches_are_read_once() -> None:
+    """A generator is empty the second time, and a loader that shuffles or draws transforms would give other means."""
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    traced = trace(model, torch.randn(2, 5))
+    plan = make_plan(traced, channels=0.5, round_to=1, compensate="mean")
+    read = []
+
+    def batches() -> Iterator[torch.Tensor]:
+        for _ in range(3):
+            read.append(torch.randn(4, 5))
+            yield read[-1]
+
+    result = Pipeline([PruneChannels(plan, calibration=batches())])(traced)
+    assert len(read) == 3
+    small = surgery.cut(traced, plan, calibration=read)
+    x = torch.randn(6, 5)
+    assert torch.allclose(result.traced.run((x,))[0], small.run((x,))[0])
+    assert any("leave behind" in change.what for change in result.report[0].changes)
