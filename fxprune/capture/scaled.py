@@ -29,7 +29,9 @@ def sizes_from_symbols(module: fx.GraphModule, args: tuple[Any, ...], kwargs: di
     inputs = flat_inputs(args, kwargs)
     batch: dict[Any, int] = {}
     for node, leaf in zip(module.graph.find_nodes(op="placeholder"), inputs, strict=True):
-        shape = node.meta["val"].shape if isinstance(leaf, Tensor) else ()
+        if not isinstance(leaf, Tensor):
+            continue  # a number or a flag
+        shape = node.meta["val"].shape
         batch |= {s.node.expr: n * TIMES for s, n in zip(shape, leaf.shape, strict=True) if isinstance(s, torch.SymInt)}
     known: dict[Any, int] = {}
 

@@ -66,3 +66,15 @@ def test_a_graph_that_does_not_run_at_another_batch_has_no_sizes() -> None:
         other.meta.pop(KEY, None)
     traced.module.get_submodule("a").weight.data = torch.zeros(8, 5, 1, 1)  # type: ignore[union-attr]
     assert not list(Scaled(traced).sizes(node))
+
+
+class Scales(nn.Module):
+    """Takes a number beside a tensor."""
+
+    def forward(self, x: Tensor, factor: float) -> Tensor:
+        return x * factor
+
+
+def test_inputs_that_are_no_tensors_have_no_batch() -> None:
+    traced = trace(Scales(), (torch.randn(2, 3), 2.0))
+    assert traced.batch_is_dynamic
