@@ -10,6 +10,7 @@ from typing import Any
 
 from scipy import stats
 
+from tools._recovery_latency import table
 from tools._recovery_tasks import NETS, RATIOS, REASONS_AT, SCALES, SEEDS, TASKS, WIDTHS_AT
 from tools._recovery_trial import FLOAT32, FLOAT64, MAIN, REASONS, VARIANTS, WIDTHS
 
@@ -26,6 +27,7 @@ TITLES = {
 }  # fmt: skip
 ALSO = ("finetune-2x", "finetune-sp", "lop-sp")  # what the ablation repeats from the comparison
 NOT_MEASURED = "*not measured*"
+COMMAND = "python tools/bench_recovery.py --budget-minutes 0 --latency --markdown docs/recovery.md"
 Cell = Mapping[int, float]  # seed -> accuracy
 Cells = dict[tuple[str, str, float, str], dict[int, float]]
 
@@ -67,6 +69,11 @@ def current(results: dict[str, Any], scale: str) -> list[dict[str, Any]]:
     ]
 
 
+def latencies(results: dict[str, Any], scale: str) -> list[dict[str, Any]]:
+    """Return what was measured of latency with today's settings of a scale."""
+    return current({"trials": results.get("latency", [])}, scale)
+
+
 def cells(trials: Iterable[dict[str, Any]]) -> Cells:
     """Return accuracies by task, network, ratio and variant; a training that broke off counts as a guess."""
     found: Cells = {}
@@ -95,6 +102,7 @@ def page(results: dict[str, Any], scale: str) -> str:
         *_ablation(found, REASONS_AT, {**{name: MAIN[name] for name in ALSO}, **REASONS}),
     ]
     parts += ["", "### After collapse", "", *_collapse(trials)]
+    parts += ["", *(table(measured) if (measured := latencies(results, scale)) else [NOT_MEASURED + f"; `{COMMAND}`"])]
     return "\n".join(parts)
 
 

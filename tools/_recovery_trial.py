@@ -131,6 +131,13 @@ def run_trial(trial: Trial, cache: Path, *, cpu: bool = False) -> dict[str, Any]
     return record
 
 
+def run_pair(trial: Trial, cache: Path, *, cpu: bool = False) -> tuple[Traced, Traced]:
+    """Carry out a trial that expands, and return the pruned network and the one that is deployed."""
+    dense, _ = _dense(trial.task, trial.net, trial.settings, trial.seed, cache, cpu)
+    pruned = _pruned(trial.task, trial.net, trial.settings, trial.seed, trial.ratio, cache, cpu)
+    return pruned, _recover(trial, VARIANTS[trial.variant], dense, pruned, cpu, {})
+
+
 @functools.lru_cache(maxsize=2)
 def _dense(task: str, net: str, settings: Settings, seed: int, cache: Path, cpu: bool) -> tuple[Traced, float]:
     """Return a trained network and its accuracy on the test set; it is trained once and then kept on disk."""

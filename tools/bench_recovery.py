@@ -9,6 +9,7 @@ The order is such that what there is makes complete tables. Filters take a part:
     python tools/bench_recovery.py --budget-minutes 20 --tasks digits --nets resnet --ratios 0.9 0.95 --seeds 0 1 2
     python tools/bench_recovery.py --scale full --out results/recovery_full.json        # larger, for a GPU
     python tools/bench_recovery.py --budget-minutes 0 --markdown docs/recovery.md       # only the tables
+    python tools/bench_recovery.py --budget-minutes 0 --latency                         # collapsed beside pruned
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ import torch
 
 from fxprune.deploy.files import atomic_write
 from fxprune.deploy.machine import machine
-from tools._recovery_tables import page, plot
+from tools._recovery_latency import measure
+from tools._recovery_tables import latencies, page, plot
 from tools._recovery_tasks import NETS, RATIOS, REASONS_AT, SCALES, SEEDS, TASKS, WIDTHS_AT
 from tools._recovery_trial import MAIN, REASONS, VARIANTS, WIDTHS, Trial, run_trial
 
@@ -86,12 +88,12 @@ def read(path: Path) -> dict[str, Any]:
     return results
 
 
-def append(path: Path, record: dict[str, Any]) -> None:
+def append(path: Path, record: dict[str, Any], what: str = "trials") -> None:
     """Add one record in one step, beside whoever else does so."""
     with _locked(path):
         results = read(path)
         results["machine"] = {"torch": torch.__version__, **machine()}
-        results["trials"].append(record)
+        results.setdefault(what, []).append(record)
         text = json.dumps(results, indent=1) + "\n"
         atomic_write(path, lambda temporary: _write_text(temporary, text))
 
@@ -122,6 +124,18 @@ def put_between(path: Path, text: str) -> None:
     atomic_write(path, lambda temporary: _write_text(temporary, f"{before}{start}{text}\n{end}{after}"))
 
 
+def _measure_latencies(options: argparse.Namespace) -> None:
+    """Measure each network at the lowest and the highest ratio, where that was not done."""
+    for net in options.nets:
+        for ratio in (min(options.ratios), max(options.ratios)):
+            trial = Trial(options.scale, options.tasks[-1], net, ratio, options.seeds[0], "lop")
+            done = {(t["task"], t["net"], t["removed"]) for t in latencies(read(options.out), options.scale)}
+            if (trial.task, net, ratio) not in done:
+                record = measure(trial, options.cache, cpu=options.cpu)
+                append(options.out, record, "latency")
+                print(json.dumps(record), flush=True)
+
+
 def _options(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results/recovery.json"))
@@ -135,6 +149,7 @@ def _options(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget-minutes", type=float, help="start no trial after that")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cpu", action="store_true", help="also where there is a GPU")
+    parser.add_argument("--latency", action="store_true", help="also measure collapsed networks beside pruned ones")
     parser.add_argument("--markdown", type=Path, help="page for the tables")
     parser.add_argument("--plot", type=Path, help="picture of the gains")
     return parser.parse_args(words)
@@ -156,6 +171,8 @@ def main(words: list[str] | None = None) -> int:
         result = f"{record['accuracy']:.2%}" if "accuracy" in record else record["error"]
         place = f"{trial.task} {trial.net} {trial.ratio:.0%} seed {trial.seed}"
         print(f"{place} {trial.variant}: {result}, {record['seconds']} s", flush=True)
+    if options.latency:
+        _measure_latencies(options)
     results = read(options.out)
     if options.markdown:
         put_between(options.markdown, page(results, options.scale))

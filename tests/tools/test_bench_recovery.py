@@ -13,7 +13,7 @@ pytest.importorskip("accelerate")
 pytest.importorskip("matplotlib")
 
 from fxprune.errors import VerifyError
-from tools import _recovery_tables, _recovery_trial, bench_recovery
+from tools import _recovery_latency, _recovery_tables, _recovery_trial, bench_recovery
 from tools._recovery_tasks import SCALES, TASKS, data_for
 from tools._recovery_trial import MAIN, VARIANTS, WIDTHS, Trial
 
@@ -48,6 +48,19 @@ def test_a_trial_from_end_to_end_that_is_not_repeated(tmp_path: Path) -> None:
 def test_nothing_is_started_when_the_time_is_over(tmp_path: Path) -> None:
     assert bench_recovery.main(_words(tmp_path, "--budget-minutes", "0")) == 0
     assert not (tmp_path / "r.json").exists()
+
+
+def test_a_collapsed_network_is_held_to_the_pruned_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(_recovery_latency, "SECONDS", 0.1)
+    words = _words(tmp_path, "--tasks", "digits", "--nets", "resnet", "--ratios", "0.5", "--seeds", "4")
+    page = tmp_path / "page.md"
+    assert bench_recovery.main([*words, "--budget-minutes", "0", "--latency", "--markdown", str(page)]) == 0
+    (found,) = json.loads((tmp_path / "r.json").read_text())["latency"]
+    assert found["same_file"]
+    assert 0 < found["ratio_low"] <= found["ratio"] <= found["ratio_high"]
+    assert found["rounds"] >= 20
+    assert "| digits, resnet, 50% of filters removed | yes |" in page.read_text()
 
 
 def test_the_other_task_and_network(tmp_path: Path) -> None:
