@@ -4,18 +4,24 @@
     python tools/bench_papers.py --experiments tpp --ratios 0.9 --seeds 0 1 2 --methods tpp l1
     python tools/bench_papers.py --budget-minutes 0 --markdown docs/papers.md        # only the tables
 
-What has a record in the output file is not run again, so that a run can be stopped at any time and taken up. Each
-experiment has a module of its own, ``tools/_papers_NAME.py``, with ``trials``, ``run_trial`` and ``page``.
+What has a record in the output file is not run again, so that a run can be stopped at any time and taken up; several
+runs may share the file. Each experiment has a module of its own, ``tools/_papers_NAME.py``, with ``trials``,
+``run_trial`` and ``page``; where it has ``plot`` too, the picture lies beside the page, as ``PAGE-NAME.png``.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
+import functools
 import json
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 if __package__ in (None, ""):  # started as a script: the checkout itself is not on the path
@@ -27,7 +33,7 @@ from fxprune.deploy.files import atomic_write
 from fxprune.deploy.machine import machine
 from tools import _papers_tpp
 
-EXPERIMENTS = {"tpp": _papers_tpp}
+EXPERIMENTS: dict[str, ModuleType] = {"tpp": _papers_tpp}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -37,11 +43,20 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
-    """Add one record in one step."""
-    results = read(path)
-    results["machine"] = {"torch": torch.__version__, **machine()}
-    results["trials"].append(record)
-    _write(path, json.dumps(results, indent=1) + "\n")
+    """Add one record in one step, beside whoever else does so."""
+    with _locked(path):
+        results = read(path)
+        results["machine"] = {"torch": torch.__version__, **machine()}
+        results["trials"].append(record)
+        _write(path, json.dumps(results, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # it ends with the process, however that ends
+        yield
 
 
 def put_between(path: Path, name: str, text: str) -> None:
@@ -97,7 +112,11 @@ def main(words: list[str] | None = None) -> int:
             append(options.out, record)
             print(json.dumps(record), flush=True)
         if options.markdown:
-            put_between(options.markdown, name, experiment.page(read(options.out)["trials"], options.scale))
+            records = read(options.out)["trials"]
+            put_between(options.markdown, name, experiment.page(records, options.scale))
+            if hasattr(experiment, "plot"):
+                picture = options.markdown.with_name(f"{options.markdown.stem}-{name}.png")
+                atomic_write(picture, functools.partial(experiment.plot, records, options.scale))
     return 0
 
 

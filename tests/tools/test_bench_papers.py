@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,13 @@ def test_nothing_is_started_when_the_time_is_over(tmp_path: Path) -> None:
     assert bench_papers.main([*words, "--markdown", str(tmp_path / "new" / "page.md")]) == 0
     assert not (tmp_path / "r.json").exists()
     assert (tmp_path / "new" / "page.md").read_text().count("*Not measured*") == len(_papers_tpp.RATIOS)
+
+
+def test_runs_that_share_a_file_lose_no_record(tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: bench_papers.append(out, {"number": number}), range(24)))
+    assert sorted(record["number"] for record in bench_papers.read(out)["trials"]) == list(range(24))
 
 
 def test_gaps_are_taken_seed_by_seed() -> None:
