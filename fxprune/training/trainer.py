@@ -28,6 +28,7 @@ from fxprune.training.recipe import Recipe
 from fxprune.training.synced import synced_batchnorm
 
 CHECKPOINT, METRICS, CURVES, WEIGHTS = "checkpoint.safetensors", "metrics.jsonl", "curves.png", "model.safetensors"
+SMALLEST_SCALE = 2.0**-10  # of losses in fp16; a scaler starts at 2**16 and halves it at each step that it skips
 DRAW_EVERY = 30.0  # seconds between pictures while training goes on
 
 MakeObjective = Callable[[nn.Module], ObjectiveLike]
@@ -195,6 +196,8 @@ class Training:
             nn.utils.clip_grads_with_norm_(weights, self.recipe.clip, norm)
         self.optimizer.step()
         if accelerator.optimizer_step_was_skipped:
+            if (scale := accelerator.scaler.get_scale()) < SMALLEST_SCALE:  # else every step would be skipped, silently
+                raise self._failure(f"gradients are not finite even where losses are scaled by {scale:.1e}")
             return
         for objective in self.objectives:
             objective.after_step()

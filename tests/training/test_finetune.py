@@ -7,6 +7,7 @@ import json
 import resource
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from fxprune import passes
 from fxprune.capture import Traced, trace
 from fxprune.errors import EnvironmentProblem, InputError, TrainingError
 from fxprune.pipeline import Pipeline
-from fxprune.training import Distillation, Finetuned, Objective, Recipe, evaluate, finetune, load_data
+from fxprune.training import Distillation, Finetuned, Objective, Recipe, evaluate, finetune, load_data, trainer
 from fxprune.training.checkpoint import load_checkpoint
+from fxprune.training.processes import make_accelerator
 from fxprune.training.trainer import CHECKPOINT
 from tests.training.conftest import Convnet, Pruned
 
@@ -220,6 +222,25 @@ def test_what_is_no_number_stops_training(tmp_path: Path, what: str, words: str)
     tree = load_checkpoint(tmp_path / CHECKPOINT)
     assert tree["progress"]["step"] == 6
     assert all(value.isfinite().all() for value in tree["model"].values())
+
+
+def test_a_scaler_that_skips_every_step_stops_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scaler of fp16 is made for the CPU here, where accelerate makes none."""
+
+    def scaled(precision: str | None, cpu: bool) -> Any:
+        accelerator = make_accelerator(precision, cpu)
+        accelerator.scaler = torch.amp.GradScaler("cpu")
+        return accelerator
+
+    class Steep(Stop):
+        def extra_loss(self) -> Tensor:
+            weight = next(self.model.parameters())
+            return (weight - weight.detach()).sum().sqrt() if self.left < 3 else weight.new_zeros(())
+
+    monkeypatch.setattr(trainer, "make_accelerator", scaled)
+    with pytest.raises(TrainingError, match=rf"not finite even where losses are scaled by 4.9e-04.*{CHECKPOINT}"):
+        finetune(Convnet(), _data(), recipe=replace(QUICK, epochs=9), objectives=[lambda m: Steep(m, 5)], out=tmp_path)
+    assert all(value.isfinite().all() for value in load_checkpoint(tmp_path / CHECKPOINT)["model"].values())
 
 
 def _with_labels(labels: list[int]) -> TensorDataset:
