@@ -24,8 +24,8 @@ from fxprune.training import TPP, GrowingL2, Growth, PlainL1, Recipe, evaluate, 
 from fxprune.training.growing import SCHEDULES
 
 METHODS = ("l1", "l1-long", "growing-l2", "tpp", "tpp-no-norms")
-RATIOS = (0.9, 0.5, 0.95)
-SEEDS = (0, 1, 2)
+RATIOS = (0.9, 0.95, 0.5)
+SEEDS = (0, 1, 2, 3, 4)
 RATES = (1e-2, 1e-3)  # of fine-tuning: the published ones
 COMMAND = "python tools/bench_papers.py --experiments tpp --markdown docs/papers.md"
 
@@ -192,13 +192,13 @@ _HEAD = """\
 def _row(method: str, rows: list[dict[str, Any]]) -> str:
     if not rows:
         return f"| {method} | *not measured* | | | | | | |"
-    cells = [_spread([100 * r[key] for r in rows]) + " %" for key in ("before", "after")]
-    cells.append(_spread([r["singular"]["mean"] for r in rows], 3))
-    cells += [_spread([100 * r[f"tuned_{rate:g}"] for r in rows]) + " %" for rate in RATES]
+    cells = [spread([100 * r[key] for r in rows]) + " %" for key in ("before", "after")]
+    cells.append(spread([r["singular"]["mean"] for r in rows], 3))
+    cells += [spread([100 * r[f"tuned_{rate:g}"] for r in rows]) + " %" for rate in RATES]
     return f"| {method} | {len(rows)} | {rows[0]['params']:,} | " + " | ".join(cells) + " |"
 
 
-def _spread(values: list[float], digits: int = 1) -> str:
+def spread(values: list[float], digits: int = 1) -> str:
     mean = f"{statistics.fmean(values):.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 

@@ -31,9 +31,9 @@ import torch
 
 from fxprune.deploy.files import atomic_write
 from fxprune.deploy.machine import machine
-from tools import _papers_tpp
+from tools import _papers_composition, _papers_tpp
 
-EXPERIMENTS: dict[str, ModuleType] = {"tpp": _papers_tpp}
+EXPERIMENTS: dict[str, ModuleType] = {"tpp": _papers_tpp, "composition": _papers_composition}
 
 
 def read(path: Path) -> dict[str, Any]:
