@@ -114,7 +114,7 @@ def run_trial(trial: Trial, cache: Path, *, cpu: bool = False) -> dict[str, Any]
     wall, cpu_seconds = time.perf_counter(), time.process_time()
     settings, variant = trial.settings, VARIANTS[trial.variant]
     _, test = data_for(trial.task, settings, trial.seed)
-    dense, dense_accuracy = _dense(trial.task, trial.net, settings, trial.seed, cache, cpu)
+    dense, dense_accuracy = dense_network(trial.task, trial.net, settings, trial.seed, cache, cpu)
     pruned = _pruned(trial.task, trial.net, settings, trial.seed, trial.ratio, cache, cpu)
     record: dict[str, Any] = {
         **vars(trial), "settings": settings.digest, "dense_accuracy": dense_accuracy,
@@ -133,13 +133,13 @@ def run_trial(trial: Trial, cache: Path, *, cpu: bool = False) -> dict[str, Any]
 
 def run_pair(trial: Trial, cache: Path, *, cpu: bool = False) -> tuple[Traced, Traced]:
     """Carry out a trial that expands, and return the pruned network and the one that is deployed."""
-    dense, _ = _dense(trial.task, trial.net, trial.settings, trial.seed, cache, cpu)
+    dense, _ = dense_network(trial.task, trial.net, trial.settings, trial.seed, cache, cpu)
     pruned = _pruned(trial.task, trial.net, trial.settings, trial.seed, trial.ratio, cache, cpu)
     return pruned, _recover(trial, VARIANTS[trial.variant], dense, pruned, cpu, {})
 
 
 @functools.lru_cache(maxsize=2)
-def _dense(task: str, net: str, settings: Settings, seed: int, cache: Path, cpu: bool) -> tuple[Traced, float]:
+def dense_network(task: str, net: str, settings: Settings, seed: int, cache: Path, cpu: bool) -> tuple[Traced, float]:
     """Return a trained network and its accuracy on the test set; it is trained once and then kept on disk."""
     train, test = data_for(task, settings, seed)
     traced = trace(build(net, task, settings, seed).eval(), train.images[:2])
@@ -159,7 +159,7 @@ def _dense(task: str, net: str, settings: Settings, seed: int, cache: Path, cpu:
 
 @functools.lru_cache(maxsize=4)
 def _pruned(task: str, net: str, settings: Settings, seed: int, ratio: float, cache: Path, cpu: bool) -> Traced:
-    dense, _ = _dense(task, net, settings, seed, cache, cpu)
+    dense, _ = dense_network(task, net, settings, seed, cache, cpu)
     plan = make_plan(dense, channels=1 - ratio, importance="l1", allocation="uniform", round_to=1)
     return Pipeline([PruneChannels(plan)])(dense).traced
 

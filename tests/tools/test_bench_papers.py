@@ -36,7 +36,7 @@ def test_trials_from_end_to_end_that_are_not_repeated(tmp_path: Path) -> None:
 
 
 def test_nothing_is_started_when_the_time_is_over(tmp_path: Path) -> None:
-    words = ["--scale", "test", "--out", str(tmp_path / "r.json"), "--budget-minutes", "0"]
+    words = ["--experiments", "tpp", "--scale", "test", "--out", str(tmp_path / "r.json"), "--budget-minutes", "0"]
     assert bench_papers.main([*words, "--markdown", str(tmp_path / "new" / "page.md")]) == 0
     assert not (tmp_path / "r.json").exists()
     assert (tmp_path / "new" / "page.md").read_text().count("*Not measured*") == len(_papers_tpp.RATIOS)
