@@ -15,6 +15,7 @@ from tools._papers_fly_trial import (
     MEANS,
     METHODS,
     REACH,
+    RECOVERED_AT,
     SCALES,
     TARGETS,
     Trial,
@@ -180,7 +181,10 @@ def _verdict(lost: Difference | None, ratio: float) -> str:
 
 def _recovery(mine: Records) -> str:
     """Return what a mean in place of zeros gives, seed by seed."""
-    networks = ((TITLES["plain"], _of(mine, "plain")), (f"{TITLES['fly']} for 70%", _of(mine, "fly", 0.7)))
+    networks = (
+        (TITLES["plain"], _of(mine, "plain")),
+        (f"{TITLES['fly']} for {RECOVERED_AT:.0%}", _of(mine, "fly", RECOVERED_AT)),
+    )
     rows = [
         [title, f"{ratio:.0%}" + (" + BN" if bn else ""), _mean(group, _after(ratio, "zero" + bn))]
         + [_gap(group, _after(ratio, fill + bn), group, _after(ratio, "zero" + bn)) for fill in MEANS]
@@ -260,7 +264,10 @@ def plot(records: Records, scale: str, path: Path) -> None:
 def _draw_weights(axes: Any, mine: Records) -> None:
     width = 2 * REACH / BINS
     edges = [width * number - REACH for number in range(BINS + 1)]
-    for name, ratio, title in (("plain", 0.0, TITLES["plain"]), ("fly", 0.7, f"{TITLES['fly']} for 70%")):
+    for name, ratio, title in (
+        ("plain", 0.0, TITLES["plain"]),
+        ("fly", RECOVERED_AT, f"{TITLES['fly']} for {RECOVERED_AT:.0%}"),
+    ):
         for record in _of(mine, name, ratio):
             total = sum(record["histogram"])
             axes.stairs([count / total for count in record["histogram"]], edges, label=title, fill=False)

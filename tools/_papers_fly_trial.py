@@ -28,7 +28,8 @@ from tools._recovery_tasks import Tensors, data_for
 from tools._recovery_trial import dense_network
 
 CURVE = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # ratios at which every network is pruned
-TARGETS = (0.5, 0.7, 0.9)  # ratios that the penalty is trained for, and at which all fills are compared
+TARGETS = (0.5, 0.7, 0.9)  # ratios that the penalty is trained for, and at which fills are compared
+RECOVERED_AT = 0.7  # the ratio that the penalty was trained for where fills are compared
 ABLATED_AT = 0.9
 MEANS: tuple[Fill, ...] = ("layer", "filter", "sign")
 BINS, REACH = 96, 6.0  # of the histogram: from -REACH to REACH, in root mean squares of a filter's weights
@@ -127,6 +128,11 @@ class Trial:
         return (METHODS | ABLATION)[self.method]
 
     @property
+    def compares(self) -> bool:
+        """Whether means are tried in place of zeros."""
+        return self.method == "plain" or (self.method == "fly" and self.ratio == RECOVERED_AT)
+
+    @property
     def key(self) -> dict[str, Any]:
         """What a record of this trial says of it."""
         return {"experiment": "fly", **asdict(self), "settings": self.settings.digest}
@@ -140,23 +146,19 @@ def run_trial(trial: Trial, cache: Path) -> dict[str, Any]:
     right = functools.partial(accuracy, images=test.images[: settings.test], labels=test.targets[: settings.test])
     trained = _train(trial, dense, train)
     record: dict[str, Any] = {**trial.key, "dense": right(dense), "unpruned": right(trained), "pruned": {}}
+    record["bytes"] = {"dense": file_bytes(dense)}
     batches = torch.split(train.images[: settings.calibration], 50)
-    for fill in ("zero", *MEANS):
-        ratios = (CURVE if fill == "zero" else TARGETS) if how.whole else (trial.ratio,)
-        if how.first and fill != "zero":
-            continue  # they are zeros already
-        for ratio in ratios:
-            pruned = prune(trial, trained, ratio, fill)
-            record["pruned"].setdefault(fill, {})[str(ratio)] = right(pruned)
-            calibrated = CalibrateBatchNorm(batches)(pruned).traced
-            record["pruned"].setdefault(f"{fill} + bn", {})[str(ratio)] = right(calibrated)
-    ratios = TARGETS if how.whole else (trial.ratio,)
-    record["sides"] = {str(ratio): sides(trained, ratio) for ratio in ratios}
-    record["bytes"] = {"dense": file_bytes(dense)} | {
-        fill: {str(ratio): file_bytes(prune(trial, trained, ratio, fill)) for ratio in ratios}
-        for fill in record["pruned"]
-        if not fill.endswith("bn")
-    }
+    targets = TARGETS if how.whole else (trial.ratio,)
+    for fill in ("zero",) if how.first else ("zero", *MEANS):  # the control's are zeros already
+        for ratio in CURVE if how.whole and fill == "zero" else targets:
+            pruned, name = prune(trial, trained, ratio, fill), str(ratio)
+            if ratio in targets:
+                record["bytes"].setdefault(fill, {})[name] = file_bytes(pruned)
+            if fill == "zero" or trial.compares:
+                record["pruned"].setdefault(fill, {})[name] = right(pruned)
+                calibrated = CalibrateBatchNorm(batches)(pruned).traced
+                record["pruned"].setdefault(f"{fill} + bn", {})[name] = right(calibrated)
+    record["sides"] = {str(ratio): sides(trained, ratio) for ratio in targets}
     record["histogram"] = histogram(trained)
     record["cpu_seconds"] = round(time.process_time() - start, 1)
     return record
