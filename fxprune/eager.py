@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture import Traced
+from fxprune.capture.recording import record
 from fxprune.errors import InputError, VerifyError
 from fxprune.graph_tools import evaluating, wide
 from fxprune.runner import Runner
@@ -71,7 +72,9 @@ def apply_to(traced: Traced, model: nn.Module) -> Applied:
     undo: list[Callable[[], None]] = []
     try:
         applied = _write(traced, model, undo)
+        _check_pinned(traced, applied)
         _compare(traced, model, applied)
+        _runs_around_regions(traced, model)
     except BaseException:
         for step in reversed(undo):
             step()
@@ -100,6 +103,17 @@ def _write(traced: Traced, model: nn.Module, undo: list[Callable[[], None]]) -> 
     _fit_sizes(graph, model, applied.tensors, undo)
     applied.removed = _remove(model, [name for name in own if name not in new], undo)
     return applied
+
+
+def _check_pinned(traced: Traced, applied: Applied) -> None:
+    """Refuse to change what the model's own code reads outside of the regions: only these were compared."""
+    pinned = traced.regions.pinned if traced.regions is not None else {}
+    for name in applied.tensors:
+        if name in pinned:
+            raise VerifyError(
+                f"a pass changed {name}, which the model's own code reads outside of its regions as well, at "
+                f"{pinned[name]}: apply the result before that pass; the model is as it was"
+            )
 
 
 def _flatten_weights(model: nn.Module) -> None:
@@ -206,25 +220,17 @@ def _remove(model: nn.Module, names: list[str], undo: list[Callable[[], None]]) 
 def _compare(traced: Traced, model: nn.Module, applied: Applied) -> None:
     args, kwargs = traced.inputs(seed=1)
     with evaluating(traced.module):
-        expected = _tensors(Runner(traced.module).flat(traced.flat(args, kwargs)))
+        expected = _apart(traced, Runner(traced.module).flat(traced.flat(args, kwargs)))
     tolerance = TOLERANCE
     try:
-        found = _run(_doubled(model), *pytree.tree_map(wide, (args, kwargs)))
+        found = _run(_doubled(model), traced, *pytree.tree_map(wide, (args, kwargs)))
     except Exception as first:  # the user's code raises whatever it likes
         try:
-            found, tolerance, applied.dtype = _run(model, args, kwargs), SINGLE_TOLERANCE, "float32"
+            found, tolerance, applied.dtype = _run(model, traced, args, kwargs), SINGLE_TOLERANCE, "float32"
         except Exception:
-            raise VerifyError(
-                f"{type(model).__name__} does not run with the new sizes: {_first_line(first)}, {_place(first)}. A "
-                "width is written into the code there. Take it from a tensor (x.shape) or from the layer, or deploy "
-                "the graph itself; the model is as it was"
-            ) from first
-    if len(found) != len(expected) or any(a.shape != b.shape for a, b in zip(found, expected, strict=False)):
-        shapes = [[tuple(value.shape) for value in values] for values in (found, expected)]
-        raise VerifyError(f"{type(model).__name__} gives outputs of shapes {shapes[0]}, the graph {shapes[1]}")
-    scale = max((float(value.abs().max()) for value in expected if value.numel()), default=1.0) or 1.0
-    errors = [float((a.to(b) - b).abs().max()) for a, b in zip(found, expected, strict=True) if b.numel()]
-    applied.max_relative_error = max(errors, default=0.0) / scale
+            raise _does_not_run(model, first) from first
+    errors = [_error(model, *pair) for pair in zip(found, expected, strict=True)]
+    applied.max_relative_error = max(errors, default=0.0)
     if not applied.max_relative_error <= tolerance:
         raise VerifyError(
             f"{type(model).__name__} runs with the new weights and computes something else than the graph (relative "
@@ -233,15 +239,58 @@ def _compare(traced: Traced, model: nn.Module, applied: Applied) -> None:
         )
 
 
+def _error(model: nn.Module, found: list[Tensor], expected: list[Tensor]) -> float:
+    """Return the largest difference, relative to the largest value."""
+    if len(found) != len(expected) or any(a.shape != b.shape for a, b in zip(found, expected, strict=False)):
+        shapes = [[tuple(value.shape) for value in values] for values in (found, expected)]
+        raise VerifyError(f"{type(model).__name__} gives outputs of shapes {shapes[0]}, the graph {shapes[1]}")
+    scale = max((float(value.abs().max()) for value in expected if value.numel()), default=1.0) or 1.0
+    errors = [float((a.to(b) - b).abs().max()) for a, b in zip(found, expected, strict=True) if b.numel()]
+    return max(errors, default=0.0) / scale
+
+
+def _runs_around_regions(traced: Traced, model: nn.Module) -> None:
+    """Run the whole model once: the code around its regions may have a width of their insides written into it."""
+    regions = traced.regions
+    if regions is None:
+        return
+    try:
+        record(model, regions.args, regions.kwargs, ())
+    except Exception as error:
+        raise _does_not_run(model, error) from error
+
+
+def _does_not_run(model: nn.Module, error: Exception) -> VerifyError:
+    return VerifyError(
+        f"{type(model).__name__} does not run with the new sizes: {_first_line(error)}, {_place(error)}. A "
+        "width is written into the code there. Take it from a tensor (x.shape) or from the layer, or deploy "
+        "the graph itself; the model is as it was"
+    )
+
+
 def _doubled(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).double()
 
 
 @torch.no_grad()
-def _run(model: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
+def _run(model: nn.Module, traced: Traced, args: Any, kwargs: Any) -> list[list[Tensor]]:
+    """Run the model's own code: all of it, or each of its regions on what the graph is given for it."""
     with evaluating(model), torch.random.fork_rng():
         torch.manual_seed(0)
-        return _tensors(pytree.tree_leaves(model(*args, **kwargs)))
+        if traced.regions is None:
+            return [_tensors(pytree.tree_leaves(model(*args, **kwargs)))]
+        found = []
+        for call in traced.regions.calls:
+            given, named = pytree.tree_unflatten(list(args[call.inputs]), call.nested)
+            found.append(_tensors(pytree.tree_leaves(model.get_submodule(call.path)(*given, **named))))
+        return found
+
+
+def _apart(traced: Traced, leaves: list[Any]) -> list[list[Tensor]]:
+    """Return the outputs of the graph, those of each region by themselves."""
+    if traced.regions is None:
+        return [_tensors(leaves)]
+    return [_tensors(leaves[call.outputs]) for call in traced.regions.calls]
 
 
 def _tensors(leaves: list[Any]) -> list[Tensor]:

@@ -36,12 +36,15 @@ class Runner(fx.Interpreter):
         self.double = double
         self.seen = seen
 
-    def flat(self, inputs: Iterable[Any]) -> list[Any]:
-        """Run on inputs in the order of the placeholders; return the output's leaves in order, whatever they are."""
+    def flat(self, inputs: Iterable[Any], known: dict[fx.Node, Any] | None = None) -> list[Any]:
+        """Run on inputs in the order of the placeholders; return the output's leaves in order, whatever they are.
+
+        Nodes whose value is known are not run, and get no input.
+        """
         given = [self._widened(leaf) for leaf in inputs]
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(0)
-            outputs = self.run(*given, enable_io_processing=False)
+            outputs = self.run(*given, initial_env=known and dict(known), enable_io_processing=False)
         return pytree.tree_leaves(outputs)
 
     def run_flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

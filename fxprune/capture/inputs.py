@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.regions import require_whole
 from fxprune.capture.traced import Traced
 from fxprune.errors import InputError
 
@@ -32,6 +33,7 @@ def inputs_of(traced: Traced, batch: Any, what: str) -> Inputs:
         InputError: It is built in another way, or a tensor has another dtype, number of dimensions or size than the
             example's (the batch, where it is dynamic, may have any size).
     """
+    require_whole(traced, what, "its data are no inputs of the regions; use what needs no data")
     shape = pytree.tree_structure((traced.args, traced.kwargs))
     for args, given in _readings(batch):
         kwargs = {name: given.get(name, value) for name, value in traced.kwargs.items()}

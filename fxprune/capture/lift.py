@@ -84,7 +84,7 @@ class Lifter:
     def _owner(self, node: fx.Node, tensors: dict[str, Tensor]) -> tuple[str, nn.Module] | None:
         """Find the module with exactly these tensors under these names: the one called, or the one of their names."""
         first = next(iter(tensors.values()))
-        for path in (module_path(node), self.names[id(first)].rpartition(".")[0]):
+        for path in (node.meta["path"], self.names[id(first)].rpartition(".")[0]):
             owner = self.owners.get(path)
             if (
                 owner is not None
@@ -157,7 +157,7 @@ class Lifter:
         value, p, active = node.args
         if active is not False:  # the model drops in eval mode too: that is part of what it computes
             return
-        path = module_path(node)
+        path = node.meta["path"]
         owner = self.owners.get(path)
         kind = type(owner) if isinstance(owner, nn.modules.dropout._DropoutNd) else DROPOUTS[node.target]
         module = kind(float(p)).eval()  # type: ignore[arg-type]

@@ -79,7 +79,8 @@ class Scaled:
     def _run(self) -> bool:
         graph = self.traced.module.graph
         inputs = flat_inputs(self.traced.args, self.traced.kwargs)
-        shapes = [self._input(*pair) for pair in zip(graph.find_nodes(op="placeholder"), inputs, strict=True)]
+        given = zip(graph.find_nodes(op="placeholder"), inputs, self.traced.batches(), strict=True)
+        shapes = [self._input(*each) for each in given]
         try:
             found = propagate_sizes(self.traced.module, inputs, shapes)
         except CaptureError:  # an input whose first dimension is no batch, or an operation that counts in 32 bits
@@ -88,9 +89,9 @@ class Scaled:
             node.meta[KEY] = sizes
         return True
 
-    def _input(self, node: fx.Node, leaf: Any) -> Sizes | None:
+    def _input(self, node: fx.Node, leaf: Any, batch: int | None) -> Sizes | None:
         """Return what the capture knows of an input, else take its first dimension for a batch if it may be one."""
         if not isinstance(leaf, Tensor) or KEY in node.meta:
             return node.meta.get(KEY)
-        batched = leaf.ndim > 0 and leaf.shape[0] == self.traced.batch
+        batched = batch is not None and leaf.shape[0] == batch
         return (leaf.shape[0] * TIMES, *leaf.shape[1:]) if batched else tuple(leaf.shape)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.regions import Regions, first_size
 from fxprune.errors import InputError
 
 
@@ -26,6 +27,8 @@ class Traced:
         dynamic_shapes: What may vary, in the form that ``torch.export`` takes (see :meth:`export_shapes`).
         name: Class name of the model.
         notes: What could not be captured as asked, in plain words.
+        regions: Which sub-modules the graph holds side by side, where the model has none as a whole. Their inputs are
+            then the graph's, one after the other.
     """
 
     module: fx.GraphModule
@@ -34,6 +37,7 @@ class Traced:
     dynamic_shapes: Any = None
     name: str = "Model"
     notes: tuple[str, ...] = ()
+    regions: Regions | None = None
 
     @property
     def batch_is_dynamic(self) -> bool:
@@ -43,12 +47,7 @@ class Traced:
     @property
     def batch(self) -> int:
         """The batch size of the example inputs (1 where the model takes no tensor with dimensions)."""
-        sizes = [
-            leaf.shape[0]
-            for leaf in pytree.tree_leaves((self.args, self.kwargs))
-            if isinstance(leaf, Tensor) and leaf.ndim
-        ]
-        return int(sizes[0]) if sizes else 1
+        return first_size(pytree.tree_leaves((self.args, self.kwargs)))
 
     def inputs(self, batch: int | None = None, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return fresh random inputs of the example's shapes and dtypes.
@@ -61,20 +60,35 @@ class Traced:
             seed: Seed of the random numbers.
         """
         generator = torch.Generator().manual_seed(seed)
-        resize = batch is not None and self.batch_is_dynamic
 
-        def fresh(leaf: Any) -> Any:
+        def fresh(leaf: Any, own: int | None) -> Any:
             if not isinstance(leaf, Tensor):
                 return leaf
-            shape = [batch, *leaf.shape[1:]] if resize and leaf.ndim else list(leaf.shape)
+            shape = list(leaf.shape) if batch is None or own is None else [batch, *leaf.shape[1:]]
             if leaf.is_floating_point() or leaf.is_complex():
                 return torch.randn(shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
             values = leaf.flatten().cpu()
             picks = torch.randint(max(values.numel(), 1), shape, generator=generator)
             return values[picks].to(leaf.device) if values.numel() else leaf
 
-        args, kwargs = pytree.tree_map(fresh, (self.args, self.kwargs))
+        leaves, nested = pytree.tree_flatten((self.args, self.kwargs))
+        args, kwargs = pytree.tree_unflatten(map(fresh, leaves, self.batches()), nested)
         return args, kwargs
+
+    def batches(self) -> list[int | None]:
+        """Return for each input in flat order the batch that its example is part of; None where dimension 0 is fixed.
+
+        It is the same for all of them, but for the regions of a model that was captured by region.
+        """
+        leaves, nested = pytree.tree_flatten((tuple(self.args), self.kwargs))
+        if self.dynamic_shapes is None:
+            return [None] * len(leaves)
+        given = self.dynamic_shapes
+        shapes = tuple(given.values()) if isinstance(given, dict) else tuple(given)
+        named = dict(zip(self.kwargs, shapes[len(self.args) :], strict=True))
+        specs = nested.flatten_up_to((shapes[: len(self.args)], named))
+        batches = [self.batch] * len(leaves) if self.regions is None else self.regions.batches(leaves)
+        return [b if _is_open(leaf, spec) else None for leaf, spec, b in zip(leaves, specs, batches, strict=True)]
 
     def flat(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> list[Any]:
         """Return inputs in the order of the graph's placeholders, whatever the order of the keys that name them.
@@ -123,3 +137,10 @@ class Traced:
             *(f"  note: {note}" for note in self.notes),
         ]
         return "\n".join(lines)
+
+
+def _is_open(leaf: Any, spec: Any) -> bool:
+    if not isinstance(leaf, Tensor) or not leaf.ndim or not spec:
+        return False
+    size = spec.get(0) if isinstance(spec, dict) else spec[0]
+    return size is not None and not isinstance(size, int) and size is not torch.export.Dim.STATIC

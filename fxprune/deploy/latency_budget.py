@@ -10,6 +10,7 @@ from typing import Any
 
 from fxprune import planning
 from fxprune.capture import Traced
+from fxprune.capture.regions import require_whole
 from fxprune.channels import Groups, find_groups
 from fxprune.deploy.interleave import Settings
 from fxprune.deploy.latency import Latency, compare_latency
@@ -138,6 +139,7 @@ def plan_for_latency(  # noqa: PLR0913 - options of one search, all by keyword
         EnvironmentProblem: The runtime cannot be used here.
         BudgetError: No plan that was tried meets the target; the message has the best that was measured.
     """
+    require_whole(traced, "A budget of latency", "ask for a share of the MACs instead: macs=")
     missing = get_runtime(runtime).available()
     if missing:
         raise EnvironmentProblem(f"{runtime}: {missing}")

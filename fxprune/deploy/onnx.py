@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib.metadata
+import itertools
 import logging
 import os
 import warnings
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fxprune.capture.regions import require_whole
 from fxprune.capture.traced import Traced
 from fxprune.deploy.onnx_file import save
 from fxprune.errors import EnvironmentProblem, InputError, VerifyError
@@ -81,6 +83,7 @@ def export_onnx(
         VerifyError: The exporter fixed the batch of a model whose batch is dynamic.
         EnvironmentProblem: A package that the exporter needs is missing.
     """
+    require_whole(traced, "One ONNX file", "export_regions writes one for each")
     program = _export(traced, opset)
     model = program.model
     _check_opset(model, opset)
@@ -200,24 +203,35 @@ def _innermost(error: BaseException) -> str:
 
 
 def named_shapes(traced: Traced) -> Any:
-    """Return the capture's dynamic shapes with dimension 0 named ``batch`` wherever it may vary."""
+    """Return the capture's dynamic shapes with names: ``batch`` for dimension 0 wherever it may vary.
+
+    Another dimension is called by the number of its input and its own: ``size_0_2``.
+    """
     values: tuple[Any, ...] = (*traced.args, *traced.kwargs.values())
-    shapes = traced.dynamic_shapes
+    shapes, numbers = traced.dynamic_shapes, itertools.count()
     if isinstance(shapes, dict):
-        return {key: _named(spec, value) for (key, spec), value in zip(shapes.items(), values, strict=True)}
-    return tuple(_named(spec, value) for spec, value in zip(shapes, values, strict=True))
+        return {key: _named(spec, value, numbers) for (key, spec), value in zip(shapes.items(), values, strict=True)}
+    return tuple(_named(spec, value, numbers) for spec, value in zip(shapes, values, strict=True))
 
 
-def _named(spec: Any, value: Any) -> Any:
-    """Name dimension 0 in what describes one input: a tensor, or a container of them."""
+def _named(spec: Any, value: Any, numbers: Iterator[int]) -> Any:
+    """Name the dimensions that may vary in what describes one input: a tensor, or a container of them."""
+    if isinstance(value, Tensor):
+        number = next(numbers)
+        if spec is None:
+            return None
+        dimensions = spec if isinstance(spec, dict) else dict(enumerate(spec))
+        return {d: size_name(number, d) if _varies(size) else size for d, size in dimensions.items()}
     if spec is None:
         return None
-    if isinstance(value, Tensor):
-        dimensions = spec if isinstance(spec, dict) else dict(enumerate(spec))
-        return {d: BATCH if d == 0 and _varies(size) else size for d, size in dimensions.items()}
     if isinstance(spec, dict):
-        return {key: _named(spec[key], value[key]) for key in spec}
-    return type(spec)(_named(s, v) for s, v in zip(spec, value, strict=True))
+        return {key: _named(spec[key], value[key], numbers) for key in spec}
+    return type(spec)(_named(s, v, numbers) for s, v in zip(spec, value, strict=True))
+
+
+def size_name(number: int, dimension: int) -> str:
+    """Return what a dimension that may vary is called in a file; inputs that are tensors are numbered from 0."""
+    return f"size_{number}_{dimension}" if dimension else BATCH
 
 
 def _varies(size: Any) -> bool:

@@ -50,7 +50,8 @@ def count(traced: Traced) -> Cost:
 
     The multiply-accumulates are those of convolutions, linear layers, matrix products, attention and recurrent layers
     (``cost_rules``), taken at the example's sizes and divided by the example's batch; what does not depend on the
-    inputs is computed once per call and is not divided.
+    inputs is computed once per call and is not divided. Of a model that was captured by region they are those of one
+    forward on its example inputs, summed over the calls of all regions.
     """
     state = dict(named_state(traced.module))
     params = sum(tensor.numel() for tensor in state.values() if isinstance(tensor, nn.Parameter))
@@ -77,13 +78,13 @@ def products(traced: Traced) -> list[Product]:
     module = traced.module
     first = {id(tensor): name for name, tensor in module.named_parameters()}
     canonical = {name: first[id(tensor)] for name, tensor in module.named_parameters(remove_duplicate=False)}
-    fed = _fed_by_inputs(module.graph)
+    shares = _shares(traced)
     found = []
     for node in module.graph.nodes:
         rule, called = find(node, module)
         if rule is None:
             continue
-        share = 1.0 / traced.batch if node in fed else 1.0
+        share = shares.get(node, 1.0)
         found += [Product(node, sizes, share) for sizes in rule(Site(node, called, canonical))]
     return found
 
@@ -96,6 +97,13 @@ def uncounted(traced: Traced) -> list[str]:
         if rule is None and called is not None and not isinstance(called, _FREE):
             names += [str(node.target)] * any(parameter.dim() > 1 for parameter in called.parameters())
     return list(dict.fromkeys(names))
+
+
+def _shares(traced: Traced) -> dict[fx.Node, float]:
+    """Return what turns the cost of a node that inputs reach into that of one sample, or of one forward by region."""
+    if traced.regions is not None:
+        return {node: call.times for node, call in traced.regions.of_nodes(traced.module.graph).items()}
+    return dict.fromkeys(_fed_by_inputs(traced.module.graph), 1.0 / traced.batch)
 
 
 def _fed_by_inputs(graph: fx.Graph) -> set[fx.Node]:

@@ -111,7 +111,8 @@ def _reference(traced: Traced, kept: Kept, constants: Mapping[str, Constant]) ->
     """
     inputs: Inputs = (traced.args, traced.kwargs)
     if traced.batch_is_dynamic:
-        larger: Inputs = pytree.tree_map(lambda leaf: _one_more(leaf, traced.batch), inputs)
+        leaves, nested = pytree.tree_flatten(inputs)
+        larger: Inputs = pytree.tree_unflatten(map(_one_more, leaves, traced.batches()), nested)
         try:
             return larger, Masked(traced.module, kept, constants).run_flat(*larger)
         except Exception:  # an input whose first dimension is no batch, or a size that the model cannot take
@@ -125,8 +126,8 @@ def _reference(traced: Traced, kept: Kept, constants: Mapping[str, Constant]) ->
         ) from error
 
 
-def _one_more(leaf: Any, batch: int) -> Any:
-    if not isinstance(leaf, Tensor) or not leaf.ndim or leaf.shape[0] != batch:
+def _one_more(leaf: Any, batch: int | None) -> Any:
+    if not isinstance(leaf, Tensor) or batch is None or leaf.shape[0] != batch:
         return leaf
     return torch.cat([leaf, leaf[:1]])
 

@@ -15,6 +15,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune.capture import Traced
+from fxprune.capture.regions import require_whole
 from fxprune.training.evaluate import Loss, Task
 from fxprune.training.history import Row
 from fxprune.training.processes import progress_bar
@@ -91,6 +92,8 @@ def finetune(  # noqa: PLR0913 - each is one part of a training
         TrainingError: The loss, the gradients or the weights are no numbers any more; the last checkpoint stays.
         EnvironmentProblem: accelerate is not installed.
     """
+    if isinstance(model, Traced):
+        require_whole(model, "Fine-tuning", "apply the result to the model (result.apply_to(model)), and train that")
     recipe = Recipe() if recipe is None else recipe
     before = capture_states()
     try:

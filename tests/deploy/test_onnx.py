@@ -218,7 +218,7 @@ def test_named_shapes_follow_containers(capture) -> None:
         {"mask": x, "flag": None},
         dynamic_shapes=([{0: auto, 1: auto}, {"a": (auto, None)}], None, {0: None}, None),
     )
-    named = ([{0: "batch", 1: auto}, {"a": {0: "batch", 1: None}}], None, {0: None}, None)
+    named = ([{0: "batch", 1: "size_0_1"}, {"a": {0: "batch", 1: None}}], None, {0: None}, None)
     assert export_module.named_shapes(traced) == named
 
 

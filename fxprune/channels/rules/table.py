@@ -73,6 +73,7 @@ class Flow:
     def __init__(self, traced: Traced) -> None:
         self.module = module = traced.module
         self.scaled = Scaled(traced)
+        self.pinned = traced.regions.pinned if traced.regions is not None else {}
         self.labels = Labels()
         self.env: dict[fx.Node, Any] = {}
         self.parameters: dict[str, Axes] = {}
@@ -209,6 +210,9 @@ class Flow:
         for node in self.module.graph.nodes:
             self.node = node
             self.env[node] = self._without_singles(self._visit(node))
+        for name, place in self.pinned.items():
+            for axis in self.parameters.get(self.aliases.get(name, name), ()):
+                self.labels.freeze(axis, "the model's own code reads it outside of the captured regions", place)
 
     def _without_singles(self, found: Any) -> Any:
         """Freeze the only label of a dimension: without it nothing is left that could be broadcast or reshaped."""

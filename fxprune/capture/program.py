@@ -1,0 +1,274 @@
+"""An exported program of a module: the ladder that leads to one, its normal form, and why there is none."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.functionalize import (
+    functionalize,
+    leave_out_state,
+    restore_vocabulary,
+    spell_copies,
+    writes_through_views,
+)
+from fxprune.capture.inline import inline_wrappers
+from fxprune.capture.lift import Lifter, module_path
+from fxprune.capture.modules import location_of
+from fxprune.errors import CaptureError, FxPruneError, InputError
+
+_NOISE = {
+    torch.ops.aten._assert_tensor_metadata.default,
+    torch.ops.aten._assert_scalar.default,
+    torch.ops.aten.sym_constrain_range_for_size.default,
+}
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def at_least_two(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Repeat a batch of one to two in every tensor, where all of them share that batch."""
+    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim]
+    if not leaves or any(leaf.shape[0] != 1 for leaf in leaves):
+        return args, kwargs
+
+    def twice(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.ndim:
+            return leaf
+        second = torch.randn_like(leaf) if leaf.is_floating_point() else leaf
+        return torch.cat([leaf, second])
+
+    doubled: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(twice, (args, kwargs))
+    return doubled
+
+
+def batch_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what ``torch.export`` takes to leave dimension 0 of every input open."""
+
+    def batch(leaf: Any) -> Any:
+        return {0: torch.export.Dim.AUTO} if isinstance(leaf, Tensor) and leaf.ndim else None
+
+    return in_order(pytree.tree_map(batch, (args, kwargs)))
+
+
+def in_order(shapes: Any) -> Any:
+    """Return (shapes of positional inputs, shapes of keyword inputs) as ``torch.export`` takes them."""
+    return tuple(shapes[0]) if not shapes[1] else (*shapes[0], *shapes[1].values())
+
+
+@contextlib.contextmanager
+def quiet_eval(model: nn.Module) -> Iterator[None]:
+    """Put the model in eval mode without the attention fast path (which hides operations); put all back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    model.eval()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+# ---------------------------------------------------------------- the ladder
+
+
+def export_program(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any
+) -> tuple[Any, Any, list[str]]:
+    """Try the ladder: dynamic export, static export, export of the symbolic trace.
+
+    Returns:
+        (program, dynamic shapes or None where it is static, notes).
+
+    Raises:
+        CaptureError: None of them leads to a program.
+        InputError: The model does not run on these inputs.
+    """
+    notes: list[str] = []
+    problem: Exception | None = None
+    if shapes is not None:
+        try:
+            program = _export(model, args, kwargs, shapes)
+            if _batch_is_symbolic(program):
+                return program, shapes, notes
+            notes.append(f"the batch is static at {_batch_of(args, kwargs)}: the model's code fixes it")
+            return program, None, notes
+        except Exception as error:  # torch.export raises many kinds; each is reported below
+            problem = error
+    if not _depends_on_values(problem):  # a fixed batch settles sizes, and no values
+        try:
+            program = _export(model, args, kwargs, None)
+            if problem is not None:
+                notes.append(f"the batch is static at {_batch_of(args, kwargs)}: {_first_line(problem)}")
+            return program, None, notes
+        except Exception as error:
+            problem = error
+    try:
+        program = _export(fx.symbolic_trace(model), args, kwargs, None)
+        notes.append(
+            f"captured through torch.fx.symbolic_trace with a static batch: torch.export says {_first_line(problem)}"
+        )
+        return program, None, notes
+    except Exception:
+        raise _explain(model, args, kwargs, problem) from problem
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> Any:
+    """Export without what torch prints before it raises: the whole graph as far as it got."""
+    swallowed = io.StringIO()
+    swallowed.rich_proxied_file = getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # type: ignore[attr-defined]
+    with contextlib.redirect_stderr(swallowed):
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+def reason_of(error: FxPruneError) -> str:
+    """Return why a module has no graph: what torch said and the line, or else the whole message."""
+    problem = error.__cause__
+    return f"{_first_line(problem)}, at {_source_line(problem)}" if problem is not None else str(error)
+
+
+def _depends_on_values(problem: Exception | None) -> bool:
+    return type(problem).__name__ == "GuardOnDataDependentSymNode"
+
+
+def _batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    return next((int(x.shape[0]) for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.ndim), 0)
+
+
+def _batch_is_symbolic(program: Any) -> bool:
+    users = set(program.graph_signature.user_inputs)
+    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in users]
+    return any(isinstance(v, Tensor) and v.ndim and isinstance(v.shape[0], torch.SymInt) for v in values)
+
+
+def _first_line(error: BaseException | None) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], problem: Exception | None) -> Exception:
+    """Tell a model that does not run at all from one that runs and cannot be captured."""
+    name = f"{type(model).__name__} ({location_of(type(model))})"
+    shapes = ", ".join(
+        f"{tuple(x.shape)} {x.dtype}" for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)
+    )
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as error:
+        return InputError(
+            f"{name} does not run on inputs {shapes}: {_first_line(error)}, at {_source_line(error)}; "
+            "give inputs of the shape and dtype it was made for"
+        )
+    return CaptureError(
+        f"{name} runs but cannot be captured as one graph: {_first_line(problem)}, at {_source_line(problem)}; "
+        "make that line free of decisions that depend on the values of tensors, or capture the sub-module without it"
+    )
+
+
+def _source_line(error: BaseException | None) -> str:
+    """Return the innermost place outside torch that an error passed through."""
+    chain = error
+    while chain is not None:
+        place = innermost(traceback.extract_tb(chain.__traceback__))
+        if place:
+            return place
+        chain = chain.__cause__ or chain.__context__
+    found = re.search(r'File "([^"]+)", line (\d+)', str(error))
+    return f"{found[1]}:{found[2]}" if found else "an unknown line"
+
+
+def innermost(frames: traceback.StackSummary) -> str:
+    """Return ``file:line: code`` of the innermost frame outside torch and this library, "" if there is none."""
+    outside = [f for f in frames if "/torch/" not in f.filename and "/fxprune/" not in f.filename]
+    return f"{outside[-1].filename}:{outside[-1].lineno}: {outside[-1].line}" if outside else ""
+
+
+# ---------------------------------------------------------------- the normal form
+
+
+@contextlib.contextmanager
+def _rewriting(model: nn.Module) -> Iterator[None]:
+    try:
+        yield
+    except FxPruneError:
+        raise
+    except Exception as error:  # torch raises many kinds on what it exports but cannot take apart
+        raise CaptureError(
+            f"{type(model).__name__} ({location_of(type(model))}) can be exported, but not rewritten as calls of its "
+            f"layers: {_first_line(error)}; capture its sub-modules one by one to find the one that does this"
+        ) from error
+
+
+def normalised(program: Any, model: nn.Module) -> tuple[fx.GraphModule, list[str]]:
+    """Return the program's graph with nothing in place, nothing wrapped and no state; and notes of what that took.
+
+    Every node knows the module that it came from (``meta["path"]``) and its line (``meta["source"]``).
+
+    Raises:
+        CaptureError: There is no such graph.
+    """
+    with _rewriting(model):
+        module, notes = _functional_module(program)
+        graph = module.graph
+        for node in list(graph.nodes):
+            noise = node.target in _NOISE or (node.op == "call_module" and str(node.target).startswith("_guards_fn"))
+            if noise and not node.users:
+                graph.erase_node(node)
+        notes += inline_wrappers(module)
+        for node in graph.nodes:
+            node.meta["path"] = module_path(node)
+            node.meta["source"] = _source_of(node)
+        notes += leave_out_state(graph)
+        functionalize(graph)
+        spell_copies(graph)
+    return module, notes
+
+
+def as_layers(model: nn.Module, module: fx.GraphModule) -> fx.GraphModule:
+    """Return a normal form of the model's graph, which is used up, as calls of the model's layers.
+
+    Raises:
+        CaptureError: It holds parts of the model that it chooses or repeats while it runs.
+    """
+    with _rewriting(model):
+        lifted = Lifter(model, module).run(type(model).__name__)
+        for node in lifted.graph.nodes:
+            kept = ("path", "source", "val", "nn_module_stack")
+            node.meta = {key: node.meta[key] for key in kept if key in node.meta}
+        lifted.graph.lint()
+        lifted.recompile()
+    return lifted
+
+
+def _functional_module(program: Any) -> tuple[fx.GraphModule, list[str]]:
+    module = program.module(check_guards=False)
+    if not writes_through_views(module.graph):
+        return module, []
+    module = program.run_decompositions({}).module(check_guards=False)
+    restore_vocabulary(module.graph)
+    return module, [
+        "the model writes through views: made functional by torch, which drops dropout layers from the graph"
+    ]
+
+
+def _source_of(node: fx.Node) -> str:
+    """Return ``file:line: code`` of the model's line that made this node."""
+    stack = node.meta.get("stack_trace") or ""
+    found = re.findall(r'File "([^"]+)", line (\d+), in \S+\s*\n?\s*([^\n]*)', stack)
+    return f"{found[-1][0]}:{found[-1][1]}: {found[-1][2].strip()}" if found else ""
