@@ -5,6 +5,7 @@ The one interpreter of all checks; what differs between them is what they do wit
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,6 +15,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.graph_tools import wide
+
+Weights = Callable[[str], Tensor]
+"""From the name of a parameter or buffer to its values."""
 
 
 class Runner(fx.Interpreter):
@@ -25,16 +29,24 @@ class Runner(fx.Interpreter):
     - Random numbers are the same in each run, and the generator is left as it was.
     - A layer in training mode writes into copies of its buffers.
     - ``seen`` is told the value of each node.
+    - ``weights``, where it is given, is asked for every parameter and buffer by name when it is needed, and its answer
+      is not kept: for models whose own tensors hold no data.
 
     Subclasses say in :meth:`value_of` what else a node's value is.
     """
 
     def __init__(
-        self, module: fx.GraphModule, *, double: bool = True, seen: Callable[[fx.Node, Any], None] | None = None
+        self,
+        module: fx.GraphModule,
+        *,
+        double: bool = True,
+        seen: Callable[[fx.Node, Any], None] | None = None,
+        weights: Weights | None = None,
     ) -> None:
         super().__init__(module)
         self.double = double
         self.seen = seen
+        self.weights = weights
 
     def flat(self, inputs: Iterable[Any], known: dict[fx.Node, Any] | None = None) -> list[Any]:
         """Run on inputs in the order of the placeholders; return the output's leaves in order, whatever they are.
@@ -68,8 +80,15 @@ class Runner(fx.Interpreter):
         value = super().run_node(n)
         return value if n.op == "output" else pytree.tree_map(self._widened, value)
 
+    def fetch_attr(self, target: str) -> Any:
+        """Return a layer or tensor of the model, with the weights that it is to have."""
+        found = super().fetch_attr(target)
+        return found if self.weights is None else _filled(found, target, self.weights)
+
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call an operation, with every dtype that it is given widened."""
+        if self.weights is not None:  # a graph captured on no device says so where it makes tensors
+            args, kwargs = pytree.tree_map_only(torch.device, _real, (args, kwargs))
         if self.double and isinstance(target, torch._ops.OpOverload):
             args, kwargs = pytree.tree_map_only(torch.dtype, wide, (args, kwargs))
         return super().call_function(target, args, kwargs)
@@ -86,6 +105,29 @@ class Runner(fx.Interpreter):
 
     def _widened(self, value: Any) -> Any:
         return wide(value) if self.double else value
+
+
+def _filled(value: Any, path: str, weights: Weights) -> Any:
+    """Return a copy of a layer, or a tensor, with other values."""
+    if isinstance(value, Tensor):
+        return weights(path)
+    layer = copy.copy(value)
+    layer._parameters = {
+        name: None if old is None else nn.Parameter(weights(f"{path}.{name}"), requires_grad=False)
+        for name, old in value._parameters.items()
+    }
+    layer._buffers = {name: None if old is None else weights(f"{path}.{name}") for name, old in value._buffers.items()}
+    layer._modules = {
+        name: None if child is None else _filled(child, f"{path}.{name}", weights)
+        for name, child in value._modules.items()
+    }
+    if isinstance(layer, nn.RNNBase):
+        layer._init_flat_weights()
+    return layer
+
+
+def _real(device: torch.device) -> torch.device:
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def _is_depthwise(layer: Any) -> bool:

@@ -7,6 +7,7 @@ per index of each axis, then one sum per class.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 
@@ -45,6 +46,11 @@ def score(groups: Groups, importance: Importance, seed: int = 0) -> Scores:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         names = ", ".join([*_NAMED, "random"])
         raise InputError(f"There is no importance {importance!r}.{hint} Use one of {names}, or pass a function.")
+    if empty := next((name for name, _, _, tensor in _slices(groups) if tensor.is_meta), None):
+        raise InputError(
+            f"{empty} has no data (it is on the meta device), so that importance {importance!r} cannot be computed; "
+            "give importance='random', or Shards(...).importance('l2') of fxprune.deploy.streaming, which reads files"
+        )
     with torch.no_grad():
         scores = _NAMED[importance](groups)
     if groups.live.any() and np.isnan(scores[groups.live]).all():
@@ -111,12 +117,22 @@ def _sums(tensor: torch.Tensor, dim: int, order: float) -> Scores:
     return np.asarray(norms.double().cpu().numpy() ** order)
 
 
-def _magnitude(groups: Groups, order: float) -> Scores:
-    values = [
-        (labels, _sums(tensor, dim, order), tensor.numel() / tensor.shape[dim])
-        for _, dim, labels, tensor in _slices(groups)
-    ]
+def magnitude_of(groups: Groups, order: float, weights: Callable[[str], torch.Tensor]) -> Scores:
+    """Return the mean of |w|^order of each unit, to the power of 1 / order, of weights that are asked for by name.
+
+    Each is asked for once, and not kept. The model's own may be without data.
+    """
+    values: list[tuple[NDArray[np.int64], Scores, float]] = []
+    for name, slices in itertools.groupby(_slices(groups), key=lambda found: found[0]):
+        tensor = weights(name)
+        values += [
+            (labels, _sums(tensor, dim, order), tensor.numel() / tensor.shape[dim]) for _, dim, labels, _ in slices
+        ]
     return np.asarray(_mean_per_class(groups, values) ** (1.0 / order))
+
+
+def _magnitude(groups: Groups, order: float) -> Scores:
+    return magnitude_of(groups, order, groups.traced.module.get_parameter)
 
 
 def l1(groups: Groups) -> Scores:

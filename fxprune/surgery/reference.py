@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.channels.rules.statistics import REDUCTIONS, statistic_dims
 from fxprune.graph_tools import wide
-from fxprune.runner import Runner
+from fxprune.runner import Runner, Weights
 from fxprune.surgery.kept import Kept
 
 aten = torch.ops.aten
@@ -30,8 +30,9 @@ class Masked(Runner):
         constants: Mapping[str, Any] | None = None,
         *,
         seen: Callable[[fx.Node, Any], None] | None = None,
+        weights: Weights | None = None,
     ) -> None:
-        super().__init__(module, seen=seen)
+        super().__init__(module, seen=seen, weights=weights)
         self.kept = kept
         self.constants = constants or {}
 

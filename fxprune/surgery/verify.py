@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxprune.capture import Traced
 from fxprune.channels import Groups, find_groups
 from fxprune.errors import VerifyError
-from fxprune.runner import Runner
+from fxprune.runner import Runner, Weights
 from fxprune.surgery.compensate import compensation_of
 from fxprune.surgery.constants import Constant
 from fxprune.surgery.kept import Kept, removal_of
 from fxprune.surgery.reference import Masked
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+Seen = Callable[[fx.Node, Any], None] | None
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,24 @@ def verify_cut(
 
 
 def verify_with(
-    traced: Traced, pruned: Traced, kept: Kept, constants: Mapping[str, Constant], *, tolerance: float = 1e-9
+    traced: Traced,
+    pruned: Traced,
+    kept: Kept,
+    constants: Mapping[str, Constant],
+    *,
+    tolerance: float = 1e-9,
+    inputs: Inputs | None = None,
+    weights: tuple[Weights | None, Weights | None] = (None, None),
 ) -> Verification:
-    """Check as :func:`verify_cut` does, with what the removed channels hold where they are read already known."""
-    inputs, reference = _reference(traced, kept, constants)
+    """Check as :func:`verify_cut` does, with what the removed channels hold where they are read already known.
+
+    ``inputs`` are taken in place of the example's. ``weights`` gives the tensors of the original and of the cut model
+    where these hold no data; a layer's are asked for when it runs.
+    """
+    sides = _Sides(traced, pruned, kept, constants, weights)
+    inputs, reference = _reference(sides) if inputs is None else (inputs, sides.reference().run_flat(*inputs))
     try:
-        found = Runner(pruned.module).run_flat(*inputs)
+        found = sides.small().run_flat(*inputs)
     except Exception as error:  # a graph raises whatever its operations raise
         raise VerifyError(f"the cut model does not run where the original does: {error}") from error
     if len(reference) != len(found):
@@ -95,7 +108,7 @@ def verify_with(
     errors = [relative_error(a, b) for a, b in zip(found, reference, strict=True)]
     result = Verification(max(errors), "float64", tolerance, len(errors))
     if not result.ok:
-        where = _first_difference(traced, pruned, kept, constants, inputs, tolerance)
+        where = _first_difference(sides, inputs, tolerance)
         raise VerifyError(
             f"the cut model differs from the masked reference by {result.max_relative_error:.3g} "
             f"(allowed: {tolerance:g}); {where}"
@@ -103,22 +116,40 @@ def verify_with(
     return result
 
 
-def _reference(traced: Traced, kept: Kept, constants: Mapping[str, Constant]) -> tuple[Inputs, list[Tensor]]:
+@dataclass(frozen=True)
+class _Sides:
+    """What is compared: the original as the masked reference, and what was cut out of it."""
+
+    traced: Traced
+    pruned: Traced
+    kept: Kept
+    constants: Mapping[str, Constant]
+    weights: tuple[Weights | None, Weights | None]
+
+    def reference(self, seen: Seen = None) -> Masked:
+        return Masked(self.traced.module, self.kept, self.constants, seen=seen, weights=self.weights[0])
+
+    def small(self, seen: Seen = None) -> Runner:
+        return Runner(self.pruned.module, seen=seen, weights=self.weights[1])
+
+
+def _reference(sides: _Sides) -> tuple[Inputs, list[Tensor]]:
     """Run the reference at another batch size than the example's, where it can be, and return the inputs too.
 
     The labels were worked out at the size of the example. Some mistakes only show at another: a reshape may split it
     by chance where it would split no other.
     """
+    traced = sides.traced
     inputs: Inputs = (traced.args, traced.kwargs)
     if traced.batch_is_dynamic:
         leaves, nested = pytree.tree_flatten(inputs)
         larger: Inputs = pytree.tree_unflatten(map(_one_more, leaves, traced.batches()), nested)
         try:
-            return larger, Masked(traced.module, kept, constants).run_flat(*larger)
+            return larger, sides.reference().run_flat(*larger)
         except Exception:  # an input whose first dimension is no batch, or a size that the model cannot take
             pass
     try:
-        return inputs, Masked(traced.module, kept, constants).run_flat(*inputs)
+        return inputs, sides.reference().run_flat(*inputs)
     except Exception as error:
         raise VerifyError(
             f"the original does not run in float64, so that nothing can be compared with it: {error}; "
@@ -152,27 +183,20 @@ def _is_vacuous(output: Tensor) -> bool:
     return not bool(torch.isfinite(values).all()) or float(values.max() - values.min()) == 0.0
 
 
-def _first_difference(
-    traced: Traced,
-    pruned: Traced,
-    kept: Kept,
-    constants: Mapping[str, Constant],
-    inputs: Inputs,
-    tolerance: float,
-) -> str:
+def _first_difference(sides: _Sides, inputs: Inputs, tolerance: float) -> str:
     """Name the first node whose kept values differ.
 
     Holds all values of both runs, so it is only called when the check has failed.
     """
     ones: dict[str, Any] = {}
     others: dict[str, Any] = {}
-    Masked(traced.module, kept, constants, seen=lambda node, value: ones.update({node.name: value})).run_flat(*inputs)
-    Runner(pruned.module, seen=lambda node, value: others.update({node.name: value})).run_flat(*inputs)
-    for node in traced.module.graph.nodes:
+    sides.reference(lambda node, value: ones.update({node.name: value})).run_flat(*inputs)
+    sides.small(lambda node, value: others.update({node.name: value})).run_flat(*inputs)
+    for node in sides.traced.module.graph.nodes:
         a, b = ones.get(node.name), others.get(node.name)
         if node.op == "output" or not isinstance(a, Tensor) or not isinstance(b, Tensor):
             continue
-        for d, mask in enumerate(kept.masks(node)):
+        for d, mask in enumerate(sides.kept.masks(node)):
             if mask is not None:
                 a = a.index_select(d, torch.from_numpy(np.flatnonzero(mask)))
         if relative_error(b, a) > tolerance:
