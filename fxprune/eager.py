@@ -204,7 +204,7 @@ def _remove(model: nn.Module, names: list[str], undo: list[Callable[[], None]]) 
     removed = []
     for path in paths:
         module = model.get_submodule(path)
-        if not isinstance(module, _NORMS):
+        if not _is_norm(module):
             continue  # such as an auxiliary head, which the graph in eval mode never had
         parent, _, key = path.rpartition(".")
         holder = model.get_submodule(parent)
@@ -212,6 +212,12 @@ def _remove(model: nn.Module, names: list[str], undo: list[Callable[[], None]]) 
         holder._modules[key] = nn.Identity().train(module.training)
         removed.append(path)
     return removed
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm; a frozen one has the tensors of a batch norm as buffers, and nothing to train."""
+    frozen = not any(True for _ in module.parameters()) and {"running_mean", "running_var"} <= module._buffers.keys()
+    return isinstance(module, _NORMS) or frozen
 
 
 # ---------------------------------------------------------------- the check

@@ -14,6 +14,9 @@ Before a layer::
 The second is exact only where every output reads the same share of ``t``: a layer that pads with zeros, or a transposed
 convolution that covers its borders less often, sees zeros where the norm gives ``t``. A norm without a shift
 (``t = 0``) can always go.
+
+A frozen batch norm, of which the graph has the arithmetic, and whose ``s`` and ``t`` are computed from buffers, goes
+into the layer before it.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from torch import Tensor, fx, nn
 from fxprune.capture import Traced
 from fxprune.errors import PreconditionError
 from fxprune.graph_tools import assign, bypass, calls, calls_of, module_of, place_of, shape_of, tensor_uses
+from fxprune.linear.frozen_norm import drop_unread_buffers, frozen_norms
 from fxprune.pipeline import Keeps, Pass
 from fxprune.report import Change, Skip
 
@@ -69,6 +73,7 @@ class FuseBatchNorm(Pass):
         for norm in module.graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default):
             skips[norm] = "it is no module of its own: its weights are computed, or shared with another call"
         yield from (Skip(place_of(norm), reason) for norm, reason in skips.items())
+        yield from _fold_frozen(module)
 
 
 def _fold(module: fx.GraphModule, norm: fx.Node) -> tuple[str, str]:
@@ -91,6 +96,23 @@ def _fold(module: fx.GraphModule, norm: fx.Node) -> tuple[str, str]:
         bypass(module, norm, by=feed)
         return f"folded into {place_of(reader)} behind it", ""
     return "", f"{why_not_before}; {why_not_behind}"
+
+
+def _fold_frozen(module: fx.GraphModule) -> Iterator[Change | Skip]:
+    """Fold norms that are written out into the layers before them."""
+    buffers: set[str] = set()
+    for norm in list(frozen_norms(module)):
+        place = norm.product.meta.get("path") or norm.result.name
+        reason = _cannot_follow(module, norm.product, norm.value)
+        if reason:
+            yield Skip(place, reason)
+            continue
+        _fold_behind(module_of(module, norm.value), norm.scale, norm.shift)
+        norm.result.replace_all_uses_with(norm.value)
+        buffers |= {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
+        module.graph.eliminate_dead_code()
+        yield Change(place, f"folded into {place_of(norm.value)} before it")
+    drop_unread_buffers(module, buffers)
 
 
 def _affine(norm: Any) -> tuple[Tensor, Tensor]:

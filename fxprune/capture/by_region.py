@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.program import reason_of
 from fxprune.capture.propagate import KEY, propagate
 from fxprune.capture.recording import Inputs, Recording, memory_of, record
 from fxprune.capture.regions import Call, Regions
-from fxprune.capture.scaled import Sizes, sizes_from_symbols
+from fxprune.capture.scaled import sizes_from_symbols
 from fxprune.capture.submodule import MOST, SubGraph, alike, capture_calls
 from fxprune.capture.traced import Traced
 from fxprune.capture.union import NodeMap, Piece, unite
 from fxprune.errors import CaptureError, FxPruneError
+from fxprune.graph_tools import shape_of
 
 
 def capture_regions(
@@ -41,6 +42,8 @@ def capture_regions(
     left = {"": reason_of(problem)}
     known: dict[nn.Module, list[SubGraph]] = {}
     while True:
+        if not paths:
+            raise _nothing(model, left, problem)
         recording = _watched(model, args, kwargs, paths, problem)
         failed = []
         for module, calls in recording.calls.items():
@@ -68,8 +71,6 @@ def _watched(
     paths: Mapping[nn.Module, str],
     problem: CaptureError,
 ) -> Recording:
-    if not paths:
-        raise problem
     try:
         return record(model, args, kwargs, paths)
     except Exception as error:  # the model runs by itself; with hooks on it anything may be raised
@@ -115,10 +116,9 @@ def _united(
                 kinds.append(_Kind(graph, variant, example, times))
     module, maps, outputs = unite(model, pieces)
     calls, leaves = _calls(pieces, kinds, outputs)
-    scaled = _scaled(kinds, maps)
     propagate(module, tuple(leaves), {})
-    for node, sizes in scaled.items():
-        node.meta[KEY] = sizes
+    for kind, nodes in zip(kinds, maps, strict=True):
+        _scale(kind, nodes)
     free = [dims for call in calls for dims in call.free]
     shapes = tuple(dict.fromkeys(dims, torch.export.Dim.AUTO) if dims else None for dims in free)
     regions = Regions(tuple(calls), *given, left, _pinned(module, recording))
@@ -149,13 +149,15 @@ def _calls(pieces: list[Piece], kinds: list[_Kind], outputs: list[slice]) -> tup
     return calls, leaves
 
 
-def _scaled(kinds: list[_Kind], maps: list[NodeMap]) -> dict[fx.Node, Sizes]:
-    """Return the sizes of all values at a large batch; those of the example where nothing is left open."""
-    found: dict[fx.Node, Sizes] = {}
-    for kind, nodes in zip(kinds, maps, strict=True):
-        sizes = sizes_from_symbols(kind.graph.plain, *kind.example)
-        found |= {nodes[node]: shape for node, shape in sizes.items() if node in nodes}
-    return found
+def _scale(kind: _Kind, nodes: NodeMap) -> None:
+    """Note the sizes of all values at a large batch; those of the example where nothing is left open."""
+    if any(kind.graph.free):
+        for node, sizes in sizes_from_symbols(kind.graph.plain, *kind.example).items():
+            nodes[node].meta[KEY] = sizes
+        return
+    for node in nodes.values():
+        if isinstance(node.meta.get("val"), Tensor):
+            node.meta[KEY] = shape_of(node)
 
 
 def _pinned(module: fx.GraphModule, recording: Recording) -> dict[str, str]:

@@ -137,9 +137,8 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sha
 
 
 def reason_of(error: FxPruneError) -> str:
-    """Return why a module has no graph: what torch said and the line, or else the whole message."""
-    problem = error.__cause__
-    return f"{_first_line(problem)}, at {_source_line(problem)}" if problem is not None else str(error)
+    """Return why a module has no graph: what torch said and the line, or else what the refusal says."""
+    return error.why if isinstance(error, _NoGraph) else _first_line(error)
 
 
 def _depends_on_values(problem: Exception | None) -> bool:
@@ -153,7 +152,12 @@ def _batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
 def _batch_is_symbolic(program: Any) -> bool:
     users = set(program.graph_signature.user_inputs)
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in users]
-    return any(isinstance(v, Tensor) and v.ndim and isinstance(v.shape[0], torch.SymInt) for v in values)
+    return any(isinstance(v, Tensor) and v.ndim and is_open(v.shape[0]) for v in values)
+
+
+def is_open(size: Any) -> bool:
+    """Whether a size in an exported program may vary; one that the model's code fixed may still be a symbol's value."""
+    return isinstance(size, torch.SymInt) and not size.node.expr.is_number
 
 
 def _first_line(error: BaseException | None) -> str:
@@ -175,10 +179,18 @@ def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], pr
             f"{name} does not run on inputs {shapes}: {_first_line(error)}, at {_source_line(error)}; "
             "give inputs of the shape and dtype it was made for"
         )
-    return CaptureError(
-        f"{name} runs but cannot be captured as one graph: {_first_line(problem)}, at {_source_line(problem)}; "
-        "make that line free of decisions that depend on the values of tensors, or capture the sub-module without it"
-    )
+    return _NoGraph(name, f"{_first_line(problem)}, at {_source_line(problem)}")
+
+
+class _NoGraph(CaptureError):
+    """A model runs, and torch has no program of it."""
+
+    def __init__(self, name: str, why: str) -> None:
+        self.why = why
+        super().__init__(
+            f"{name} runs but cannot be captured as one graph: {why}; make that line free of decisions that depend on "
+            "the values of tensors, or capture the sub-module without it"
+        )
 
 
 def _source_line(error: BaseException | None) -> str:

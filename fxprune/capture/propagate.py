@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
 
+_BY_VALUES = ("DynamicOutputShapeException", "DataDependentOutputException")  # what fake tensors cannot know
 KEY = "scaled"  # sizes at another batch in a node's meta (``scaled.py``): dropped here, but for the inputs
 
 
@@ -53,7 +54,12 @@ class _Recorder(fx.Interpreter):
             value = super().run_node(node)
         except Exception as error:
             where = node.meta.get("source") or node.meta.get("path") or node.name
-            raise CaptureError(f"shapes do not fit at {node.name} ({node.target}), {where}: {error}") from error
+            what = f"{node.name} ({node.target}), {where}"
+            if type(error).__name__ in _BY_VALUES:
+                raise CaptureError(f"the size of what comes out of {what} depends on values") from error
+            raise CaptureError(
+                f"shapes do not fit at {what}: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+            ) from error
         if node.op == "get_attr" and isinstance(value, Tensor):
             value = self.mode.from_tensor(value)
         self.record(node, value)

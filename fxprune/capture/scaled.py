@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxprune.capture.program import is_open
 from fxprune.capture.propagate import KEY, flat_inputs, propagate_sizes
 from fxprune.capture.traced import Traced
 from fxprune.errors import CaptureError
@@ -32,7 +33,7 @@ def sizes_from_symbols(module: fx.GraphModule, args: tuple[Any, ...], kwargs: di
         if not isinstance(leaf, Tensor):
             continue  # a number or a flag
         shape = node.meta["val"].shape
-        batch |= {s.node.expr: n * TIMES for s, n in zip(shape, leaf.shape, strict=True) if isinstance(s, torch.SymInt)}
+        batch |= {s.node.expr: n * TIMES for s, n in zip(shape, leaf.shape, strict=True) if is_open(s)}
     known: dict[Any, int] = {}
 
     def scaled(size: Any) -> int:

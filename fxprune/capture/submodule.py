@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.program import as_layers, at_least_two, export_program, in_order, normalised
+from fxprune.capture.program import as_layers, at_least_two, export_program, in_order, is_open, normalised
 from fxprune.capture.propagate import propagate
 from fxprune.capture.recording import Inputs
 from fxprune.capture.regions import first_size
@@ -107,11 +107,9 @@ def _graph(module: nn.Module, calls: list[Inputs], varying: Sequence[tuple[int, 
 def _exported(module: nn.Module, given: Inputs, calls: list[Inputs], shapes: Any, *, doubled: bool = False) -> SubGraph:
     program, _, notes = export_program(module, *given, shapes)
     plain, more = normalised(program, module)
-    inputs = list(plain.graph.find_nodes(op="placeholder"))
     trial = as_layers(module, fx.GraphModule(plain, copy.deepcopy(plain.graph)))
     propagate(trial, *given)
-    free = tuple(_free(node.meta.get("val")) for node in inputs)
-    return SubGraph(plain, free, program.call_spec.out_spec, calls, doubled, [*notes, *more])
+    return SubGraph(plain, _free(program), program.call_spec.out_spec, calls, doubled, [*notes, *more])
 
 
 def _open(leaf: Any, dims: Sequence[int]) -> dict[int, Any] | None:
@@ -120,10 +118,12 @@ def _open(leaf: Any, dims: Sequence[int]) -> dict[int, Any] | None:
     return dict.fromkeys(sorted({0, *dims}), torch.export.Dim.AUTO)
 
 
-def _free(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, Tensor):
-        return ()
-    return tuple(d for d, size in enumerate(value.shape) if isinstance(size, torch.SymInt))
+def _free(program: Any) -> tuple[tuple[int, ...], ...]:
+    """Return which sizes of each input stayed open."""
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    given = [values.get(slot) if isinstance(slot, str) else None for slot in program.graph_signature.user_inputs]
+    shapes = [value.shape if isinstance(value, Tensor) else () for value in given]
+    return tuple(tuple(d for d, size in enumerate(shape) if is_open(size)) for shape in shapes)
 
 
 def _example(calls: Sequence[Inputs]) -> Inputs:

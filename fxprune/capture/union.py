@@ -52,8 +52,9 @@ class _Union:
     def inputs(self, piece: Piece) -> NodeMap:
         nodes: NodeMap = {}
         for node in piece.graph.graph.find_nodes(op="placeholder"):
-            nodes[node] = self.graph.placeholder(_plain(f"{piece.path}_{node.target}"))
-            nodes[node].meta = self._meta(piece, node)
+            made = nodes[node] = self.graph.placeholder(_plain(f"{piece.path}_{node.target}"))
+            made.target = made.name  # which is no other's, where several calls have inputs of one name
+            made.meta = self._meta(piece, node)
         return nodes
 
     def body(self, piece: Piece, nodes: NodeMap) -> slice:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.capture import Traced
+from fxprune.capture.regions import require_whole
 from fxprune.errors import InputError
 from fxprune.graph_tools import assign, calls_of, evaluating, module_of, place_of, tensor_uses
 from fxprune.surgery.constants import Constant, channel_dim, constants
@@ -206,6 +207,7 @@ def _means(
             "compensate='mean' takes the mean of each removed channel over calibration batches, and none were given; "
             "pass calibration=, or use compensate='constant', which needs no data"
         )
+    require_whole(traced, "compensate='mean'", "use compensate='constant', which needs no data")
     watched, number = _Watched(traced.module, readers), 0
     with torch.no_grad(), evaluating(traced.module):
         for number, batch in enumerate(batches, 1):

@@ -282,3 +282,55 @@ def test_training_mode_is_refused() -> None:
     traced.module.train()
     with pytest.raises(PreconditionError, match=r"fuse-batchnorm: 1 is in training mode.*eval\(\) first"):
         FuseBatchNorm()(traced)
+
+
+# ---------------------------------------------------------------- written out
+
+
+class Frozen(nn.Module):
+    """A batch norm of buffers, as detectors have it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(2)
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.rand(channels, generator=generator) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias, mean, var = (buffer.reshape(1, -1, 1, 1) for buffer in self.buffers())
+        scale = weight * (var + 1e-5).rsqrt()
+        return x * scale + (bias - mean * scale)
+
+
+def test_a_frozen_norm_goes_into_the_layer_before_it() -> None:
+    model = Net(lambda m, x: m.b(m.c(x)).relu(), c=nn.Conv2d(3, 4, 3, bias=False), b=Frozen(4))
+    result = check_pass(FuseBatchNorm(), model, IMAGE, changed=["b"])
+    assert sorted(result.traced.module.state_dict()) == ["c.bias", "c.weight"]
+    assert [node.op for node in result.traced.module.graph.nodes].count("get_attr") == 0
+    applied = result.apply_to(model.double())
+    assert applied.removed == ["b"]
+    assert isinstance(model.get_submodule("b"), nn.Identity)
+
+
+def test_buffers_that_something_else_reads_stay() -> None:
+    model = Net(lambda m, x: m.b(m.c(x)) * m.b.bias.sum(), c=nn.Conv2d(3, 4, 3), b=Frozen(4))
+    result = check_pass(FuseBatchNorm(), model, IMAGE, changed=["b"])
+    assert sorted(result.traced.module.state_dict()) == ["b.bias", "c.bias", "c.weight"]
+
+
+def test_a_frozen_norm_behind_no_layer_is_skipped() -> None:
+    model = Net(lambda m, x: m.b(m.c(x).relu()), c=nn.Conv2d(3, 4, 3), b=Frozen(4))
+    check_pass(FuseBatchNorm(), model, IMAGE, skipped={"b": "is no convolution or linear layer"})
+
+
+def test_a_trained_scale_is_no_frozen_norm() -> None:
+    model = Net(lambda m, x: m.c(x) * m.b.weight.reshape(1, -1, 1, 1) + m.b.bias, c=nn.Conv2d(3, 4, 3), b=nn.Module())
+    model.b.weight, model.b.bias = nn.Parameter(torch.rand(4)), nn.Parameter(torch.rand(1))
+    check_pass(FuseBatchNorm(), model, IMAGE)
+
+
+def test_a_constant_that_differs_from_cell_to_cell_is_no_norm() -> None:
+    model = Net(lambda m, x: m.c(x) * m.b.scale + m.b.shift, c=nn.Conv2d(3, 4, 3), b=nn.Module())
+    model.b.register_buffer("scale", torch.rand(1, 4, 1, 4))
+    model.b.register_buffer("shift", torch.rand(1, 4, 1, 1))
+    check_pass(FuseBatchNorm(), model, IMAGE)
