@@ -23,13 +23,19 @@ from fxprune.surgery import cut
 
 PLAN, WEIGHTS, REPORT = "plan.json", "model.safetensors", "report.json"
 _CUT = "prune-channels"
+_FOR_DEPLOYMENT = ("remove-identity", "fuse-batchnorm")
+"""Last passes: the weights are those in front of them."""
+_OF_VALUES = ("train", "calibrate-batchnorm")
+"""Steps that leave names and shapes as they are."""
+_BY_VALUES = ("merge-basis", "prune-weights")
+"""Steps that leave a structure which depends on weights, or on masks."""
 
 
 def load(directory: str | Path, factory: Callable[[], nn.Module], example: Any = None) -> Traced:
     """Rebuild a pruned model from its folder.
 
-    The dense model is built, captured and cut by ``plan.json``, then gets the weights of ``model.safetensors``. Write
-    it into a module of your own class with :func:`fxprune.eager.apply_to`.
+    The dense model is built, captured and cut by ``plan.json``, goes through the other passes of the recipe, then gets
+    the weights of ``model.safetensors``. Write it into a module of your own class with :func:`fxprune.eager.apply_to`.
 
     Args:
         directory: What ``fxprune optimize --out`` named.
@@ -38,20 +44,27 @@ def load(directory: str | Path, factory: Callable[[], nn.Module], example: Any =
             takes those that ``report.json`` has.
 
     Raises:
-        InputError: A file is missing, damaged or holds other tensors.
+        InputError: A file is missing, damaged or holds other tensors; or a pass made a structure by the weights.
         PlanError: The plan was made for another model.
     """
     folder = Path(directory)
-    plan = Plan.from_json(_read(folder / PLAN))
     recipe = _recipe(folder / REPORT)
+    steps = list(recipe.get("passes", [{"name": _CUT}]))
+    while steps and steps[-1]["name"] in _FOR_DEPLOYMENT:
+        steps.pop()
+    names = [entry["name"] for entry in steps]
+    last = names.index(_CUT) if _CUT in names else len(steps)
     if example is None:
         section = recipe.get("model", {})
         example = example_inputs(section.get("input", []), section.get("seed", 0))
-    traced = _before_the_cut(trace(factory().eval(), example), recipe)
-    plan.check(traced)
-    pruned = cut(traced, replace(plan, compensate=None))  # only the shapes: what it left behind is in the weights
-    _load_weights(pruned.module, folder / WEIGHTS)
-    return pruned
+    traced = _through(trace(factory().eval(), example), steps[:last], folder)
+    if last < len(steps):
+        plan = Plan.from_json(_read(folder / PLAN))
+        plan.check(traced)
+        traced = cut(traced, replace(plan, compensate=None))  # only the shapes: what it left behind is in the weights
+        traced = _through(traced, steps[last + 1 :], folder)
+    _load_weights(traced.module, folder / WEIGHTS)
+    return traced
 
 
 def _read(path: Path) -> str:
@@ -75,14 +88,18 @@ def _recipe(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged: {error}. Restore it, or delete it and give example=") from error
 
 
-def _before_the_cut(traced: Traced, recipe: dict[str, Any]) -> Traced:
-    steps = []
-    for entry in recipe.get("passes", []):
-        options = {key: value for key, value in entry.items() if key != "name"}
-        if entry["name"] == _CUT:
-            break
-        steps.append(PASSES[entry["name"]](**options))
-    return Pipeline(steps, verify=False)(traced).traced if steps else traced
+def _through(traced: Traced, steps: list[dict[str, Any]], folder: Path) -> Traced:
+    """Run the passes that make the structure; the weights are not the ones that they ran on."""
+    made = []
+    for entry in steps:
+        if entry["name"] in _BY_VALUES:
+            raise InputError(
+                f"{folder} was made with {entry['name']}, which leaves a structure that depends on the weights; load "
+                f"{folder / 'model.onnx'}, or run the recipe in {REPORT} again (--print-script prints it as Python)"
+            )
+        if entry["name"] not in _OF_VALUES:
+            made.append(PASSES[entry["name"]](**{key: value for key, value in entry.items() if key != "name"}))
+    return Pipeline(made, verify=False)(traced).traced if made else traced
 
 
 def _load_weights(module: nn.Module, path: Path) -> None:

@@ -85,7 +85,7 @@ def run(options: Options) -> None:
     with steps.step("load", f"load {options.model}"):
         model = load_model(options.model, list(options.model_args), options.weights, options.recipe["seed"])
     with steps.step("capture", "capture the graph"):
-        dense = capture(model, list(options.inputs) or [_input_of(splits)], options.recipe["seed"])
+        dense = capture(model, list(options.inputs) or [input_of(splits)], options.recipe["seed"])
     plan = _read_plan(options.plan)
     pruned = dense if plan is None else _prune(dense, plan, steps)
     recipe = _recipe(options, dense, pruned)
@@ -129,16 +129,25 @@ def _is_main() -> bool:
 
 def _check(options: Options) -> None:
     """Refuse before any work what cannot end well."""
-    for package in ("accelerate", "matplotlib"):
-        if importlib.util.find_spec(package) is None:
-            raise EnvironmentProblem(
-                f"fine-tuning needs {package}, which is not installed here; it comes with pip install 'fxprune[train]'"
-            )
+    require_packages()
     if options.plan is not None and options.out.resolve() in (options.plan.resolve(), options.plan.resolve().parent):
         raise InputError(
             f"--out {options.out} holds the plan and the model that was cut by it, which would be replaced by the "
             "trained one; name another folder"
         )
+
+
+def require_packages() -> None:
+    """Refuse a training without the packages that it needs, before any work.
+
+    Raises:
+        EnvironmentProblem: One is not installed.
+    """
+    for package in ("accelerate", "matplotlib"):
+        if importlib.util.find_spec(package) is None:
+            raise EnvironmentProblem(
+                f"fine-tuning needs {package}, which is not installed here; it comes with pip install 'fxprune[train]'"
+            )
 
 
 def _data(options: Options) -> Splits:
@@ -150,7 +159,7 @@ def _data(options: Options) -> Splits:
     )  # fmt: skip
 
 
-def _input_of(splits: Splits) -> str:
+def input_of(splits: Splits) -> str:
     """Return the specification of an input like the images."""
     return "x".join(map(str, (1, *splits.train[0][0].shape)))
 
@@ -212,7 +221,7 @@ def _train(options: Options, recipe: Recipe, dense: Traced, pruned: Traced, spli
     return finetune(
         start, loader(splits.train, True), loader(splits.validation, False), recipe,
         objectives=[distillation] if options.distill else [], out=options.out / TRAINING, resume=options.resume,
-        on_epoch=lambda row: _say_epoch(row, recipe.epochs), cpu=options.cpu,
+        on_epoch=lambda row: say_epoch(row, recipe.epochs), cpu=options.cpu,
     )  # fmt: skip
 
 
@@ -254,7 +263,8 @@ def _versions() -> dict[str, str]:
     return {"fxprune": fxprune.__version__, **{name: version(name) for name in ("torch", "accelerate", "onnxruntime")}}
 
 
-def _say_epoch(row: Row, epochs: int) -> None:
+def say_epoch(row: Row, epochs: int) -> None:
+    """Show the figures of an epoch."""
     extra = f" + {row['extra_loss']:.4f} for its teacher" if row["extra_loss"] else ""
     right = f", {row['validation_accuracy']:.1%} right" if "validation_accuracy" in row else ""
     say(

@@ -23,7 +23,10 @@ app.add_typer(baselines, name="baseline")
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="package.module:callable or path/file.py:callable")]
 Inputs = Annotated[
     list[str] | None,
-    typer.Option("--input", help="Shape and dtype of one input: 1x3x224x224[:dtype]. Repeat for more."),
+    typer.Option(
+        "--input",
+        help="Shape and dtype of one input: 1x3x224x224[:dtype]. Repeat for more; commas make a list: 3x480x640,",
+    ),
 ]
 ModelArgs = Annotated[
     list[str] | None, typer.Option("--model-arg", help="Keyword argument of the callable: name=value.")
@@ -112,6 +115,9 @@ def optimize(  # noqa: PLR0913 - every option of the main command is one
     print_script: Annotated[
         bool, typer.Option("--print-script", help="Print this run as a Python script; without --out, only that.")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on from the checkpoints of trainings in --out.")
+    ] = True,
     seed: Seed = 0,
 ) -> None:
     """Prune under a budget, prove the result, export and measure.
@@ -125,7 +131,7 @@ def optimize(  # noqa: PLR0913 - every option of the main command is one
         "weights": weights, "macs": macs, "params": params, "channels": channels, "latency": latency,
         "importance": importance, "allocation": allocation, "round_to": round_to, "protect": tuple(protect or ()),
         "threads": threads, "runtime": runtime, "compensate": compensate, "no_latency": no_latency, "onnx": onnx,
-        "seconds": seconds, "seed": seed,
+        "seconds": seconds, "resume": resume, "seed": seed,
     }  # fmt: skip
     given = {name: value for name, value in values.items() if _was_given(context, name)}
     run_or_print(recipe, given, print_recipe=print_recipe, print_script=print_script)

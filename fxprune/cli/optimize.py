@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import platform
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import fxprune
-from fxprune.cli.console import Stages, err, say
-from fxprune.cli.coupled import coupled
+from fxprune.cli.console import Stages
 from fxprune.cli.loading import capture, load_model, parse_fraction
-from fxprune.cli.options import NOWHERE, Options, PassChoice, merge
+from fxprune.cli.options import BUDGETS, NOWHERE, PLAN, Options, merge
 from fxprune.cli.output import staging
 from fxprune.cli.recipe import read_recipe, write_recipe
+from fxprune.cli.recipe_flow import plan_source
+from fxprune.cli.report_build import build_report
 from fxprune.cli.script import write_script
+from fxprune.cli.steps import Run, run_steps, width_step
 from fxprune.cli.summary import PARITY_TOLERANCE, show
 from fxprune.errors import EnvironmentProblem, InputError, VerifyError
 
@@ -50,12 +51,31 @@ def run(options: Options) -> None:
         )
     if options.measure or options.latency is not None:
         _require(options.runtime)
+    if options.trains:
+        from fxprune.cli.finetune import require_packages
+        from fxprune.cli.training_step import check_one_process
+
+        require_packages()
+        check_one_process()
     stages = Stages()
-    with staging(options.out) as folder:
-        report = _optimize(options, budget, stages, folder)
+    try:
+        with staging(options.out) as folder:
+            report = _optimize(options, budget, stages, folder)
+    except KeyboardInterrupt as stop:
+        raise _goes_on(options, stop) from stop
     show(report, options.out)
     if not report["ok"]:
         raise VerifyError(f"a check did not pass; see {options.out / 'report.html'}")
+
+
+def _goes_on(options: Options, stop: KeyboardInterrupt) -> KeyboardInterrupt:
+    """Return the interruption with what it means: trainings that were begun are not lost."""
+    from fxprune.cli.finetune import TRAINING
+
+    folder = options.out / TRAINING
+    if not (options.trains and folder.is_dir()):
+        return stop
+    return KeyboardInterrupt(*stop.args, f"the same command goes on from {folder}")
 
 
 def _require(name: str) -> None:
@@ -67,8 +87,18 @@ def _require(name: str) -> None:
 
 
 def _budget(options: Options) -> dict[str, Any]:
-    given = {name: getattr(options, name) for name in ("macs", "params", "channels", "latency")}
-    found = {name: value for name, value in given.items() if parse_fraction(name, value) is not None}
+    """Return what the plan is to keep; nothing where no plan is made under a budget."""
+    source = plan_source(options.passes)
+    if source != "budget":
+        usual = {field.name: field.default for field in dataclasses.fields(Options)}
+        given = [name for name in PLAN if getattr(options, name) != usual[name]]
+        if given:
+            why = "a training makes the plan" if source == "training" else "there is no prune-channels"
+            raise InputError(f"--{given[0].replace('_', '-')} is for a plan under a budget, and in this recipe {why}")
+        return {}
+    found = {
+        name: getattr(options, name) for name in BUDGETS if parse_fraction(name, getattr(options, name)) is not None
+    }
     if len(found) != 1:
         raise InputError(
             "give exactly one budget: --macs, --params, --channels or --latency, each the share to keep: --macs 0.5"
@@ -77,94 +107,30 @@ def _budget(options: Options) -> dict[str, Any]:
 
 
 def _optimize(options: Options, budget: dict[str, Any], stages: Stages, folder: Path) -> dict[str, Any]:
-    from fxprune.channels import find_groups
-    from fxprune.planning import count
-    from fxprune.surgery import cut, verify_cut
+    run = _begin(options, budget, stages)
+    captured = run.traced
+    run_steps(run)
+    report = {**build_report(run, captured), "seconds": {**dict.fromkeys(("export", "latency"), 0.0), **stages.seconds}}
+    _deploy(options, captured, run.traced, report, stages, folder)
+    _write(folder, run, report)
+    return report
 
+
+def _begin(options: Options, budget: dict[str, Any], stages: Stages) -> Run:
+    """Load data and model, and capture."""
+    splits = None
+    if options.data is not None:
+        from fxprune.cli.finetune import input_of
+        from fxprune.cli.training_step import load_splits
+
+        splits = load_splits(options)
+        assert splits is not None
+        options = dataclasses.replace(options, inputs=options.inputs or (input_of(splits),))
     with stages.step("load", f"load {options.model}"):
         model = load_model(options.model, list(options.model_args), options.weights, options.seed)
     with stages.step("capture", "capture the graph"):
         captured = capture(model, list(options.inputs), options.seed)
-    first, last = options.before_and_after()
-    dense, early = _passes(first, captured, stages)
-    with stages.step("analysis", "find coupled channels"):
-        groups = find_groups(dense)
-        listed = groups.groups
-    with stages.step("plan", "plan under the budget"):
-        plan, trials = _plan(options, budget, dense, groups)
-    with stages.step("surgery", "remove channels"):
-        pruned = cut(dense, plan, groups)
-    with stages.step("verify", "compare with the masked reference in float64"):
-        # biases that took up a constant are compared before they are rounded
-        exact = cut(dense, plan, groups, exact=True) if options.compensate else pruned
-        check = verify_cut(dense, exact, plan, groups)
-    widths = _widths(dense, pruned)
-    final, late = _passes(last, pruned, stages)
-    report = {
-        "schema": 1,
-        "ok": check.ok,
-        "model": options.model,
-        "versions": _versions(),
-        "before": _cost(count(captured)),
-        "after": _cost(count(pruned)),
-        "groups": {
-            "total": len(listed),
-            "prunable": sum(g.units > 0 for g in listed),
-            "frozen": [{"parameters": [n for n, _ in g.parameters], "reason": g.reason} for g in listed if not g.units],
-            **coupled(groups, plan),
-        },
-        "verify": {"max_relative_error": check.max_relative_error, "dtype": check.dtype, "ok": check.ok},
-        "notes": [*dense.notes, *plan.notes],
-        "widths": widths,
-        "passes": [*early, *late],
-        "recipe": write_recipe(options),
-        "plan": {
-            "hash": plan.hash,
-            "importance": plan.importance,
-            "allocation": plan.allocation,
-            "round_to": plan.round_to,
-            "budget": budget,
-            "trials": trials,
-        },
-        "seconds": {**dict.fromkeys(("export", "latency"), 0.0), **stages.seconds},
-    }
-    _deploy(options, captured, final, report, stages, folder)
-    _write(folder, pruned, plan, report)
-    return report
-
-
-def _passes(choices: tuple[PassChoice, ...], traced: Any, stages: Stages) -> tuple[Any, list[dict[str, Any]]]:
-    """Run passes, checked, and return the result and their reports."""
-    if not choices:
-        return traced, []
-    from fxprune.passes import PASSES
-    from fxprune.pipeline import Pipeline
-
-    with stages.step("passes", f"run {', '.join(choice.name for choice in choices)}"):
-        result = Pipeline([PASSES[choice.name](**choice.options) for choice in choices])(traced)
-    return result.traced, [report.to_dict() for report in result.report]
-
-
-def _plan(options: Options, budget: dict[str, Any], dense: Any, groups: Any) -> tuple[Any, list[list[float]]]:
-    """Return the plan, and for a budget of latency the (share asked for, ratio measured) of every plan tried."""
-    from fxprune.deploy.latency_budget import plan_for_latency
-    from fxprune.planning import make_plan
-
-    how: dict[str, Any] = {
-        "importance": options.importance,
-        "allocation": options.allocation,
-        "round_to": _round_to(options.round_to),
-        "protect": options.protect,
-        "compensate": options.compensate,
-        "seed": options.seed,
-    }
-    if options.latency is None:
-        return make_plan(dense, **budget, **how, step=_step(options), groups=groups), []
-    found = plan_for_latency(
-        dense, options.latency, runtime=options.runtime, threads=options.threads, seconds=options.seconds,
-        groups=groups, progress=lambda line: say(f"          {line}", err), **how,
-    )  # fmt: skip
-    return found.plan, [list(trial) for trial in found.trials]
+    return Run(options, budget, stages, splits, captured, captured, captured)
 
 
 def _deploy(options: Options, dense: Any, final: Any, report: dict[str, Any], stages: Stages, folder: Path) -> None:
@@ -177,7 +143,8 @@ def _deploy(options: Options, dense: Any, final: Any, report: dict[str, Any], st
     from fxprune.deploy.onnx import export_onnx
     from fxprune.deploy.parity import check_parity
 
-    metadata = {"model": options.model, "plan": report["plan"]["hash"], "budget": json.dumps(report["plan"]["budget"])}
+    plan = report["plan"] or {"hash": "", "budget": {}}
+    metadata = {"model": options.model, "plan": plan["hash"], "budget": json.dumps(plan["budget"])}
     path = folder / "model.onnx"
     with stages.step("export", "export to ONNX and compare"):
         exported = export_onnx(final, path, metadata=metadata)
@@ -208,7 +175,7 @@ def _deploy(options: Options, dense: Any, final: Any, report: dict[str, Any], st
         if takes_files(options.runtime):
             with stages.step("gain", "explain the gain layer by layer"):
                 gain = explain_gain(
-                    (dense, before), (final, exported), step=_step(options), runtime=options.runtime,
+                    (dense, before), (final, exported), step=width_step(options), runtime=options.runtime,
                     threads=options.threads, seconds=min(options.seconds, _GAIN_SECONDS),
                 )  # fmt: skip
             report["gain"] = gain.to_dict()
@@ -232,56 +199,15 @@ def hold_to_budget(report: dict[str, Any], budget: float) -> None:
     )
 
 
-def _step(options: Options) -> int:
-    """Return the step of widths that was measured on this machine and runtime, or else what its processor suggests."""
-    from fxprune.deploy.probe import known_step
-    from fxprune.planning.budget import native_step
-
-    return known_step(options.runtime, options.threads) or native_step()
-
-
-def _write(folder: Path, pruned: Any, plan: Any, report: dict[str, Any]) -> None:
+def _write(folder: Path, run: Run, report: dict[str, Any]) -> None:
     from safetensors.torch import save_model
 
     from fxprune.cli.report_html import render
     from fxprune.cli.report_md import render_markdown
 
-    save_model(pruned.module, str(folder / "model.safetensors"))
-    (folder / "plan.json").write_text(plan.to_json(indent=2))
+    save_model(run.stored.module, str(folder / "model.safetensors"))
+    if run.cut is not None:
+        (folder / "plan.json").write_text(run.cut.plan.to_json(indent=2))
     (folder / "report.json").write_text(json.dumps(report, indent=2, default=str))
     (folder / "report.html").write_text(render(report), encoding="utf-8")
     (folder / "report.md").write_text(render_markdown(report), encoding="utf-8")
-
-
-def _round_to(text: str) -> int | str:
-    if text == "auto":
-        return text
-    if not text.isdigit() or int(text) < 1:
-        raise InputError(f"--round-to {text!r} is neither 'auto' nor a whole number from 1 up")
-    return int(text)
-
-
-def _cost(cost: Any) -> dict[str, int]:
-    return {"params": int(cost.params), "macs": int(cost.macs), "bytes": int(cost.bytes)}
-
-
-def _widths(dense: Any, pruned: Any) -> list[dict[str, Any]]:
-    """Return the output widths of every layer with a weight matrix or kernel, before and after."""
-    after = dict(pruned.module.named_parameters())
-    return [
-        {"name": name.removesuffix(".weight"), "before": int(weight.shape[0]), "after": int(after[name].shape[0])}
-        for name, weight in dense.module.named_parameters()
-        if weight.ndim >= 2 and name in after and name.endswith("weight")
-    ]
-
-
-def _versions() -> dict[str, str]:
-    import onnxruntime
-    import torch
-
-    return {
-        "fxprune": fxprune.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "onnxruntime": onnxruntime.__version__,
-    }

@@ -13,12 +13,17 @@ NOWHERE = Path()
 """In place of an output folder: nothing is run."""
 
 BUDGETS = ("macs", "params", "channels", "latency")
+PLAN = (*BUDGETS, "importance", "allocation", "round_to", "protect", "compensate")
+"""Fields of :class:`Options` that say how a plan is made."""
 PRUNE = "prune-channels"
+TRAIN = "train"
+"""Name of the one step that is no pass: a training."""
+CALIBRATE = "calibrate-batchnorm"
 
 
 @dataclass(frozen=True)
 class PassChoice:
-    """A pass of :data:`fxprune.passes.PASSES` and its options."""
+    """A pass of :data:`fxprune.passes.PASSES` and its options; or a training (:mod:`fxprune.cli.recipe_training`)."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -32,7 +37,10 @@ class Options:
     """The options of the command.
 
     Attributes:
-        passes: In order; ``prune-channels`` is one of them, and carries out the plan.
+        passes: In order. ``prune-channels`` carries out a plan: that of the training right before it, or the one that
+            the budget asks for.
+        data: What trainings learn from, as ``fxprune finetune --data`` takes it; with its arguments in the next six.
+        resume: Whether trainings go on from their checkpoints in the output folder.
     """
 
     model: str
@@ -56,11 +64,19 @@ class Options:
     seconds: float = 10.0
     seed: int = 0
     passes: tuple[PassChoice, ...] = DEFAULT_PASSES
+    data: str | None = None
+    data_args: tuple[str, ...] = ()
+    image_size: int | None = None
+    image_channels: int | None = None
+    fraction: float = 1.0
+    augment: bool = False
+    workers: int = 0
+    resume: bool = True
 
-    def before_and_after(self) -> tuple[tuple[PassChoice, ...], tuple[PassChoice, ...]]:
-        """Return the passes before the cut and those after it."""
-        at = [choice.name for choice in self.passes].index(PRUNE)
-        return self.passes[:at], self.passes[at + 1 :]
+    @property
+    def trains(self) -> bool:
+        """Whether any of the steps is a training."""
+        return any(choice.name == TRAIN for choice in self.passes)
 
 
 _FIELDS = {"input": "inputs", "model_arg": "model_args"}

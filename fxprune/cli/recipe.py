@@ -17,39 +17,42 @@
 
     [deploy]
     threads = 1
+
+With a section ``[data]`` a step may be a training: :mod:`fxprune.cli.recipe_training`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from fxprune.cli.options import PRUNE, Options, PassChoice
+from fxprune.cli.options import CALIBRATE, PLAN, PRUNE, TRAIN, Options, PassChoice
+from fxprune.cli.recipe_flow import plan_source, problem_in
+from fxprune.cli.recipe_lines import line_of
+from fxprune.cli.recipe_training import problem_with
 from fxprune.errors import InputError
 
 _SECTIONS: dict[str, dict[str, str]] = {
     "model": {"spec": "model", "args": "model_args", "input": "inputs", "weights": "weights", "seed": "seed"},
-    "plan": {
-        name: name
-        for name in (
-            "macs", "params", "channels", "latency", "importance", "allocation", "round_to", "protect", "compensate",
-        )
+    "data": {
+        "spec": "data", "args": "data_args", "size": "image_size", "channels": "image_channels", "fraction": "fraction",
+        "augment": "augment", "workers": "workers",
     },
+    "plan": {name: name for name in PLAN},
     "deploy": {name: name for name in ("onnx", "measure", "runtime", "threads", "seconds")},
 }  # fmt: skip
 """Key in the file by section -> field of :class:`Options`."""
 
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    **dict.fromkeys(("macs", "params", "channels", "latency", "seconds"), ((int, float), "a number")),
-    **dict.fromkeys(("threads", "seed"), ((int,), "a whole number")),
-    **dict.fromkeys(("onnx", "measure"), ((bool,), "true or false")),
-    **dict.fromkeys(("inputs", "model_args", "protect"), ((list,), "a list of texts")),
+    **dict.fromkeys(("macs", "params", "channels", "latency", "seconds", "fraction"), ((int, float), "a number")),
+    **dict.fromkeys(("threads", "seed", "image_size", "image_channels", "workers"), ((int,), "a whole number")),
+    **dict.fromkeys(("onnx", "measure", "augment"), ((bool,), "true or false")),
+    **dict.fromkeys(("inputs", "model_args", "data_args", "protect"), ((list,), "a list of texts")),
     "round_to": ((int, str), '"auto" or a whole number'),
 }
 _TEXT = ((str,), "a text")
@@ -64,20 +67,8 @@ class _File:
 
     def error(self, table: str, key: str, problem: str) -> InputError:
         """Return an error that names the line of a key, or of the table's header where the key is not there."""
-        where = f"{self.path}, line {self._line(table, key)}: " if self.text else f"{self.path}: "
+        where = f"{self.path}, line {line_of(self.text, table, key)}: " if self.text else f"{self.path}: "
         return InputError(f"{where}{problem}")
-
-    def _line(self, table: str, key: str) -> int:
-        name, _, number = table.partition(" ")
-        header, seen, found = re.compile(rf"\s*\[+\s*{re.escape(name)}\s*\]+"), 0, 1
-        inside = False
-        for line_number, line in enumerate(self.text.splitlines(), 1):
-            if line.lstrip().startswith("["):
-                inside = bool(header.match(line)) and (seen := seen + 1) == int(number or 1)
-                found = line_number if inside else found
-            elif inside and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
-                return line_number
-        return found
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -103,7 +94,24 @@ def read_recipe(path: Path) -> dict[str, Any]:
             raise file.error(section, "", f"{section!r} is no section; there are {', '.join([*_SECTIONS, 'passes'])}")
         else:
             found |= _section(file, section, content)
+    _check_flow(file, values, found)
     return found
+
+
+def _check_flow(file: _File, values: dict[str, Any], found: dict[str, Any]) -> None:
+    """Refuse steps that do not fit each other, or the other sections."""
+    if "data" in values and "data" not in found:
+        raise file.error("data", "", '[data] needs spec = "digits", "imagefolder:PATH" or another')
+    steps = found.get("passes")
+    if steps is None:
+        return
+    problem = problem_in(steps, data="data" in found)
+    if problem:
+        raise file.error(f"passes {problem.step + 1}", problem.key, problem.text)
+    source = plan_source(steps)
+    if values.get("plan") and source != "budget":
+        why = "the training in front of it makes another plan" if source == "training" else f"there is no {PRUNE}"
+        raise file.error("plan", "", f"[plan] is for {PRUNE}, and {why}; leave one of the two out")
 
 
 def _section(file: _File, section: str, content: dict[str, Any]) -> dict[str, Any]:
@@ -142,10 +150,6 @@ def _passes(file: _File, content: Any) -> tuple[PassChoice, ...]:
             key, text = problem
             raise file.error(f"passes {number}", key, text)
         choices.append(PassChoice(name, options))
-    if [choice.name for choice in choices].count(PRUNE) != 1:
-        raise file.error(
-            "passes 1", "name", f"exactly one of the passes has to be {PRUNE!r}, which carries out the plan"
-        )
     return tuple(choices)
 
 
@@ -153,22 +157,32 @@ def _problem(name: str, options: dict[str, Any]) -> tuple[str, str] | None:
     """Return the key and what is wrong with it; None where the pass can be made."""
     from fxprune.passes import PASSES
 
+    if name == TRAIN:
+        return problem_with(options)
     if name not in PASSES:
-        return "name", f"there is no pass {name!r}; known are {', '.join(PASSES)}"
+        return "name", f"there is no pass {name!r}; known are {', '.join(PASSES)}, and {TRAIN}"
     if name == PRUNE:
         return (next(iter(options)), f"{PRUNE} takes its options from [plan]") if options else None
+    if name == CALIBRATE:
+        return _calibration_problem(options)
     parameters = inspect.signature(PASSES[name]).parameters
     for key in options:
         if key not in parameters:
             return key, f"{name} has no option {key!r}; it takes {', '.join(parameters) or 'none'}"
-    missing = [key for key, p in parameters.items() if p.default is p.empty and key not in options]
-    needs_data = [key for key in missing if key in ("batches", "plan", "calibration")]
-    if needs_data:
-        return "name", f"{name} needs {needs_data[0]}, which a file cannot hold: use it from Python"
     try:
         PASSES[name](**options)
     except Exception as error:  # a pass refuses options in its own way
         return next(iter(options), "name"), f"{name} cannot be made with these options: {error}"
+    return None
+
+
+def _calibration_problem(options: dict[str, Any]) -> tuple[str, str] | None:
+    """Return what is wrong with the options of calibrate-batchnorm, whose batches are of the section [data]."""
+    for key, value in options.items():
+        if key not in ("batch", "max_batches"):
+            return key, f"{CALIBRATE} has no option {key!r} here; it takes batch (images in each), max_batches"
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            return key, f"{CALIBRATE}: {key} = {value!r} is not a whole number of at least 1"
     return None
 
 

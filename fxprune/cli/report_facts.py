@@ -12,6 +12,17 @@ PARITY_TOLERANCE = 1e-4
 
 Report = dict[str, Any]
 Pair = tuple[str, str]
+SECTIONS = (
+    ("numbers", "Before and after"),
+    ("trainings", "What was trained"),
+    ("layers", "Latency by layer"),
+    ("roofline", "Limits of the machine"),
+    ("widths", "Widths of the layers"),
+    ("coupling", "Which layers share channels"),
+    ("frozen", "What stays, and why"),
+    ("checks", "Checks"),
+    ("environment", "Plan and environment"),
+)
 OUTSIDE = "(between the layers)"  # what the runtime does that no module asked for
 _WHY_NO_GAIN = (
     "Not measured. Times of single layers need --runtime onnxruntime-..., without --no-latency and --no-onnx."
@@ -83,11 +94,16 @@ def milliseconds(value: float) -> str:
 
 
 def budget(report: Report) -> str:
-    """Return what was asked for."""
+    """Return what was asked to be kept; empty where no budget made the plan."""
     kinds = {"macs": "MACs", "params": "parameters"}
-    return ", ".join(
-        f"{100 * value:g}% of the {kinds.get(name, name)}" for name, value in report["plan"]["budget"].items()
-    )
+    asked = report["plan"]["budget"] if report["plan"] else {}
+    return ", ".join(f"{100 * value:g}% of the {kinds.get(name, name)}" for name, value in asked.items())
+
+
+def asked(report: Report) -> str:
+    """Return what was asked for in one line: the budget, or the steps."""
+    found = budget(report)
+    return f"Asked to keep: {found}" if found else f"Steps: {', '.join(report.get('steps', ()))}"
 
 
 def sizes(report: Report) -> list[tuple[str, str, str, str]]:
@@ -178,6 +194,8 @@ def limits(report: Report) -> str:
 
 def stays(report: Report) -> list[tuple[str, str, str]]:
     """Return (parameters, how much of them, reason) of all channels that cannot be removed."""
+    if report["groups"] is None:
+        return []
     coupled = report["groups"].get("coupled")
     if coupled is None:
         return [(names(group["parameters"]), "all", group["reason"]) for group in report["groups"]["frozen"]]
@@ -202,7 +220,9 @@ def names(found: list[str], most: int = 4) -> str:
 def checks(report: Report) -> list[tuple[str, str, str, bool]]:
     """Return (what, error found, error allowed, passed) of every check."""
     verify, onnx = report["verify"], report.get("onnx")
-    rows = [(f"pruned graph against the masked original, {verify['dtype']}", verify, VERIFY_TOLERANCE)]
+    rows = []
+    if verify:
+        rows.append((f"pruned graph against the masked original, {verify['dtype']}", verify, VERIFY_TOLERANCE))
     if onnx:
         batches = ", ".join(map(str, onnx["batches"]))
         rows.append((f"ONNX file against the graph, batches {batches}", onnx, PARITY_TOLERANCE))
@@ -210,10 +230,12 @@ def checks(report: Report) -> list[tuple[str, str, str, bool]]:
 
 
 def plan(report: Report) -> list[Pair]:
-    """Return how the plan was made."""
+    """Return how the plan was made; nothing where nothing was cut."""
     found = report["plan"]
+    if not found:
+        return []
     rows = [
-        ("asked to keep", budget(report)),
+        ("asked to keep", budget(report) or "what the training chose"),
         ("importance", str(found["importance"])),
         ("allocation", str(found["allocation"])),
         ("widths in steps of", str(found["round_to"])),
@@ -221,6 +243,16 @@ def plan(report: Report) -> list[Pair]:
     ]
     tried = ", ".join(f"{ratio:.1%} for {asked:.1%}" for asked, ratio in found.get("trials", ()))
     return [*rows, ("latency measured for shares asked of the model", tried)] if tried else rows
+
+
+def sections(report: Report) -> list[Pair]:
+    """Return (key, title) of what the report has to say, in order."""
+    cut = ("coupling", "frozen")
+    return [
+        (key, title)
+        for key, title in SECTIONS
+        if (key not in cut or report["groups"] is not None) and (key != "trainings" or "trainings" in report)
+    ]
 
 
 def environment(report: Report) -> list[Pair]:

@@ -7,20 +7,10 @@ from typing import Any
 import jinja2
 
 from fxprune.cli import report_facts as facts
+from fxprune.cli import report_training as training
 from fxprune.cli.console import share, thousands
 from fxprune.cli.report_lanes import colour, lanes
 from fxprune.cli.report_pictures import columns, roofline
-
-SECTIONS = (
-    ("numbers", "Before and after"),
-    ("layers", "Latency by layer"),
-    ("roofline", "Limits of the machine"),
-    ("widths", "Widths of the layers"),
-    ("coupling", "Which layers share channels"),
-    ("frozen", "What stays, and why"),
-    ("checks", "Checks"),
-    ("environment", "Plan and environment"),
-)
 
 
 def render(report: dict[str, Any]) -> str:
@@ -37,10 +27,12 @@ def render(report: dict[str, Any]) -> str:
     layers = facts.layers(report)
     return environment.get_template("report.html.j2").render(
         report={"recipe": "", **report},
-        sections=SECTIONS,
+        sections=facts.sections(report),
         facts=facts,
+        training=training,
         latency=report.get("latency"),
         onnx=report.get("onnx"),
+        accuracy=report.get("accuracy"),
         ratios=ratios,
         span=1.05 * max((1.0, *(row.high for row in ratios))),
         layers=layers,
@@ -50,7 +42,7 @@ def render(report: dict[str, Any]) -> str:
         roofline=roofline(report.get("gain")),
         widths=columns([(_width_tip(layer), layer["before"], layer["after"], False) for layer in report["widths"]]),
         widest=max((layer["before"] for layer in report["widths"]), default=0) or 1,
-        lanes=lanes(report["groups"]),
+        lanes=lanes(report["groups"]) if report["groups"] else None,
         colour=colour,
         stays=facts.stays(report),
     )

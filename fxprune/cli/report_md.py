@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fxprune.cli import report_facts as facts
+from fxprune.cli import report_training as training
 from fxprune.cli.console import thousands
 
 _SPECIAL = re.compile(r"[\\`*\[\]|<>&~$]|(?<![^\W_])_|_(?![^\W_])|[@#](?=\w)")  # an underscore within a word is plain
@@ -20,10 +21,12 @@ def render_markdown(report: dict[str, Any]) -> str:
     verdict = "All checks passed" if report["ok"] else "A check did not pass"
     parts = [
         f"# {text(report['model'])}",
-        f"**{verdict}.** Asked to keep: {facts.budget(report)}.",
+        f"**{verdict}.** {text(facts.asked(report))}.",
         "## Before and after",
         table(("", "before", "after", "kept"), facts.sizes(report)),
+        text(training.accuracy(report)),
         *_latency(report),
+        *_trainings(report),
         "## Latency by layer",
         *_layers(report),
         "## Limits of the machine",
@@ -33,10 +36,7 @@ def render_markdown(report: dict[str, Any]) -> str:
             f"{len(report['widths'])} layers",
             table(("layer", "before", "after"), ((w["name"], w["before"], w["after"]) for w in report["widths"])),
         ),
-        "## Which layers share channels",
-        *_coupling(report),
-        "## What stays, and why",
-        table(("parameters", "channels that stay", "why"), facts.stays(report), "ll") or "Nothing is frozen.",
+        *_channels(report),
         "## Checks",
         table(
             ("largest relative error", "found", "allowed", ""),
@@ -123,6 +123,22 @@ def _layers(report: dict[str, Any]) -> list[str]:
         table(("layer", "time kept", "work kept", "lost", "why"), lost, "rrrl")
         or "Every layer's time fell by about as much as its work, or it hardly matters.",
         _folded(f"All {len(layers)} layers, in the order of execution", table(head, every, "rrrrrrl")),
+    ]
+
+
+def _trainings(report: dict[str, Any]) -> list[str]:
+    rows = training.trainings(report)
+    return ["## What was trained", table(training.HEAD, rows, "l")] if rows else []
+
+
+def _channels(report: dict[str, Any]) -> list[str]:
+    if report["groups"] is None:
+        return []
+    return [
+        "## Which layers share channels",
+        *_coupling(report),
+        "## What stays, and why",
+        table(("parameters", "channels that stay", "why"), facts.stays(report), "ll") or "Nothing is frozen.",
     ]
 
 

@@ -2,53 +2,95 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from fxprune.capture.specs import DEFAULT_INPUT, parse_input
 from fxprune.cli.loading import parse_arguments
-from fxprune.cli.options import PRUNE, Options, PassChoice
+from fxprune.cli.options import BUDGETS, CALIBRATE, PRUNE, TRAIN, Options, PassChoice
+from fxprune.cli.recipe_flow import first_pruning, plan_source
+from fxprune.cli.script_training import calibration, data_lines, teacher_lines, training_lines
 from fxprune.passes import PASSES
-
-_BUDGETS = ("macs", "params", "channels", "latency")
 
 
 def write_script(options: Options) -> str:
     """Return a script; run where the command was run, it makes the same plan and the same files."""
-    before, after = options.before_and_after()
+    data = options.data is not None
     lines = [
         "import torch",
         "",
         "import fxprune",
         "from fxprune import passes",
+        *(["from pathlib import Path", "from fxprune.cli.loading import load_weights"] if options.weights else []),
+        *(data_lines(options) if data else []),
         *_model(options),
         "",
         *_inputs(options),
         "",
         "traced = fxprune.trace(model, example)",
-        *([f"traced = fxprune.Pipeline([{_made(before)}])(traced).traced"] if before else []),
-        "groups = fxprune.find_groups(traced)",
-        f"plan = fxprune.make_plan(traced, {_plan(options)}, groups=groups)",
-        'open("plan.json", "w").write(plan.to_json(indent=2))',
-        "",
-        "result = fxprune.Pipeline([",
-        "    passes.PruneChannels(plan),",
-        *(f"    {_call(choice)}," for choice in after),
-        "])(traced)",
-        "print(result)",
+        *_steps(options),
     ]
     if options.onnx:
         lines += [
             "",
-            'fxprune.export_onnx(result.traced, "model.onnx")',
-            'print(fxprune.check_parity(result.traced, "model.onnx"))',
+            'fxprune.export_onnx(traced, "model.onnx")',
+            'print(fxprune.check_parity(traced, "model.onnx"))',
         ]
     return "\n".join(lines) + "\n"
+
+
+def _steps(options: Options) -> list[str]:
+    """Return the lines of all steps; passes that follow each other run together."""
+    lines: list[str] = []
+    number, dense_at = 0, first_pruning(options.passes)
+    taught = any("distillation" in step.options for step in options.passes if step.name == TRAIN)
+    for key, members in itertools.groupby(enumerate(options.passes), lambda item: _group(item, dense_at)):
+        steps = [step for _, step in members]
+        lines += teacher_lines() if taught and number == dense_at else []
+        if key[1] == TRAIN:
+            lines += training_lines(options, number)
+        else:
+            lines += _passes(options, number, steps)
+        number += len(steps)
+    return lines
+
+
+def _group(item: tuple[int, PassChoice], dense_at: int) -> tuple[int, str]:
+    """Return what is the same for passes that run together: up to the dense model, and behind it."""
+    number, step = item
+    if step.name == TRAIN:
+        return number, TRAIN
+    return -1 - (number >= dense_at), "passes"
+
+
+def _passes(options: Options, number: int, steps: list[PassChoice]) -> list[str]:
+    at = [step.name for step in steps].index(PRUNE) if PRUNE in [step.name for step in steps] else None
+    lines: list[str] = []
+    if at is not None and plan_source(options.passes) == "budget":
+        if steps[:at]:
+            calls = ", ".join(_call(options, step) for step in steps[:at])
+            lines.append(f"traced = fxprune.Pipeline([{calls}])(traced).traced")
+        steps = steps[at:]
+        lines += [
+            "groups = fxprune.find_groups(traced)",
+            f"plan = fxprune.make_plan(traced, {_plan(options)}, groups=groups)",
+        ]
+    if at is not None:
+        lines += ['open("plan.json", "w").write(plan.to_json(indent=2))']
+    return [
+        *lines,
+        "",
+        "result = fxprune.Pipeline([",
+        *(f"    {_call(options, step)}," for step in steps),
+        "])(traced)",
+        "print(result)",
+        "traced = result.traced",
+    ]
 
 
 def _model(options: Options) -> list[str]:
     place, _, name = options.model.rpartition(":")
     arguments = ", ".join(f"{key}={value!r}" for key, value in parse_arguments(list(options.model_args)).items())
-    lines = ["from fxprune.cli.loading import load_weights"] if options.weights else []
     if place.endswith(".py"):
         source = [
             "import importlib.util",
@@ -60,13 +102,16 @@ def _model(options: Options) -> list[str]:
     else:
         source = [f"import {place}"]
         made = f"{place}.{name}"
-    lines += [*source, "", f"torch.manual_seed({options.seed})", f"model = {made}({arguments})"]
+    lines = [*source, "", f"torch.manual_seed({options.seed})", f"model = {made}({arguments})"]
     if options.weights:
-        lines.append(f"load_weights(model, {str(options.weights)!r})")
+        lines.append(f"load_weights(model, Path({str(options.weights)!r}))")
     return [*lines, "model.eval()"]
 
 
 def _inputs(options: Options) -> list[str]:
+    if not options.inputs and options.data is not None:
+        made_like = "torch.randn((1, *splits.train[0][0].shape), generator=generator)"
+        return [f"generator = torch.Generator().manual_seed({options.seed})", f"example = ({made_like},)"]
     lines = [f"generator = torch.Generator().manual_seed({options.seed})"]
     made = []
     for text in options.inputs or (DEFAULT_INPUT,):
@@ -80,7 +125,7 @@ def _inputs(options: Options) -> list[str]:
 
 
 def _plan(options: Options) -> str:
-    values: dict[str, Any] = {name: getattr(options, name) for name in _BUDGETS if getattr(options, name) is not None}
+    values: dict[str, Any] = {name: getattr(options, name) for name in BUDGETS if getattr(options, name) is not None}
     values |= {"importance": options.importance}
     if options.allocation is not None:
         values["allocation"] = options.allocation
@@ -93,11 +138,10 @@ def _plan(options: Options) -> str:
     return ", ".join(f"{key}={value!r}" for key, value in values.items())
 
 
-def _made(choices: tuple[PassChoice, ...]) -> str:
-    return ", ".join(_call(choice) for choice in choices)
-
-
-def _call(choice: PassChoice) -> str:
-    assert choice.name != PRUNE
-    arguments = ", ".join(f"{key}={value!r}" for key, value in choice.options.items())
-    return f"passes.{PASSES[choice.name].__name__}({arguments})"
+def _call(options: Options, step: PassChoice) -> str:
+    if step.name == PRUNE:
+        return "passes.PruneChannels(plan)"
+    if step.name == CALIBRATE:
+        return calibration(options, step)
+    arguments = ", ".join(f"{key}={value!r}" for key, value in step.options.items())
+    return f"passes.{PASSES[step.name].__name__}({arguments})"

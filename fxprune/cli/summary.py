@@ -11,6 +11,7 @@ from rich.table import Table
 
 from fxprune.cli.console import out, say, share, thousands
 from fxprune.cli.report_facts import PARITY_TOLERANCE, VERIFY_TOLERANCE, latency_line, losses, milliseconds
+from fxprune.cli.report_training import accuracy, trainings
 
 __all__ = ["PARITY_TOLERANCE", "latency_line", "show"]
 
@@ -23,8 +24,13 @@ def show(report: dict[str, Any], folder: Path) -> None:
     say(f"\n{report['model']}: {'all checks passed' if report['ok'] else 'a check did not pass'}\n")
     out.print(_sizes(report))
     out.print()
-    out.print(_checks(report))
-    out.print()
+    if report["verify"] or "onnx" in report:
+        out.print(_checks(report))
+        out.print()
+    for _, methods, epochs, _, before, after in trainings(report):
+        say(f"trained for {epochs} epochs, methods: {methods}; accuracy on the test set {before} before, {after} after")
+    if "accuracy" in report:
+        say(accuracy(report))
     if "latency" in report:
         say(latency_line(report["latency"]))
     _gain(report)
@@ -56,7 +62,9 @@ def _sizes(report: dict[str, Any]) -> Table:
 
 def _checks(report: dict[str, Any]) -> Table:
     table = _plain("largest relative error", "found", "allowed")
-    rows = [("float64, to the masked original", report["verify"], VERIFY_TOLERANCE)]
+    rows = []
+    if report["verify"]:
+        rows.append(("float64, to the masked original", report["verify"], VERIFY_TOLERANCE))
     if "onnx" in report:
         rows.append(("ONNX file, to the graph", report["onnx"], PARITY_TOLERANCE))
     for label, found, allowed in rows:

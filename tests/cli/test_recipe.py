@@ -136,10 +136,11 @@ MISTAKES = {
     ),
     "a pass that needs data": (
         '[[passes]]\nname = "prune-channels"\n[[passes]]\nname = "calibrate-batchnorm"\n',
-        "line 4: calibrate-batchnorm needs batches",
+        "line 4: calibrate-batchnorm needs data: add a section [data]",
     ),
     "options of the cut": ('[[passes]]\nname = "prune-channels"\nverify = false\n', "line 3: prune-channels takes its"),
-    "no cut": ('[[passes]]\nname = "fuse-batchnorm"\n', "line 2: exactly one of the passes has to be 'prune-channels'"),
+    "nothing smaller": ('[[passes]]\nname = "fuse-batchnorm"\n', "line 2: nothing here makes the model smaller"),
+    "two cuts": ('[[passes]]\nname = "prune-channels"\n' * 2, "line 4: prune-channels is here twice"),
     "one table of passes": ('[passes]\nname = "prune-channels"\n', "passes are written as [[passes]]"),
 }
 

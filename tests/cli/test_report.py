@@ -13,7 +13,8 @@ from cli.browser import CHROMIUM, Page
 from typer.testing import CliRunner
 
 from fxprune.cli.main import app
-from fxprune.cli.report_html import SECTIONS, render
+from fxprune.cli.report_facts import sections
+from fxprune.cli.report_html import render
 from fxprune.cli.report_md import render_markdown, table, text
 
 NET = """
@@ -118,7 +119,7 @@ def test_a_browser_shows_the_page(any_report: dict[str, Any], tmp_path: Path) ->
             spilt = "[...document.querySelectorAll('section, .card')].filter(s => s.scrollWidth > s.clientWidth)"
             assert page.run(f"{spilt}.map(s => s.id || s.className)") == []
             seen = "[...document.querySelectorAll('section')].filter(s => s.offsetHeight > 60).map(s => s.id)"
-            assert page.run(seen) == [name for name, _ in SECTIONS]
+            assert page.run(seen) == [name for name, _ in sections(any_report)]
             assert page.run("document.querySelectorAll('script, img, link, iframe').length") == 0
             assert page.run("document.querySelector('h1').innerText") == any_report["model"]
             backgrounds.add(page.run("getComputedStyle(document.body).backgroundColor"))
@@ -152,7 +153,7 @@ def test_both_forms_have_the_facts(real: dict[str, Any]) -> None:
         assert f"{real['latency']['ratio']:.1%}" in form
         assert f"{real['verify']['max_relative_error']:.1e}" in form
         assert "the model returns it" in form
-    assert all(f"## {title}" in plain and f">{title}</h2>" in page for _, title in SECTIONS)
+    assert all(f"## {title}" in plain and f">{title}</h2>" in page for _, title in sections(real))
 
 
 def test_layers_and_groups_of_a_real_run(real: dict[str, Any]) -> None:
