@@ -13,7 +13,7 @@ import math
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,25 +50,31 @@ class Way:
         expand: Whether layers are over-parameterised while they are fine-tuned.
         teach: Whether the dense network teaches, by similarity-preserving distillation at every layer.
         long: Whether fine-tuning takes as many epochs more as the penalties of ``tpp`` take.
+        rate: The highest rate of fine-tuning, as a multiple of the task's.
     """
 
     tpp: bool = False
     expand: bool = False
     teach: bool = False
     long: bool = False
+    rate: float = 1.0
 
 
+SLOWER = 0.2  # of the task's rate: the published one of fine-tuning behind tpp
 WHOLE = "tpp + over + sp"
-METHODS = {
+FIRST = {
     "l1": Way(),
     "tpp": Way(tpp=True),
     "l1 + sp": Way(teach=True),
     "l1 + over": Way(expand=True),
     "l1 + over + sp": Way(expand=True, teach=True),
     WHOLE: Way(tpp=True, expand=True, teach=True),
+}
+LONGER = {
     "l1, longer": Way(long=True),
     "l1 + over + sp, longer": Way(expand=True, teach=True, long=True),
 }
+METHODS = {**FIRST, **{f"{name}, slower": replace(way, rate=SLOWER) for name, way in FIRST.items()}, **LONGER}
 
 
 @dataclass(frozen=True)
@@ -120,9 +126,8 @@ class Trial:
 
 def trials(scale: str) -> list[Trial]:
     """Return all trials; what there is after a while makes whole rows, the dearest ones last."""
-    later = [name for name, way in METHODS.items() if way.long]
-    first = [name for name in METHODS if name not in later]
-    order = [(seed, name) for seed in SEEDS for name in first] + [(seed, name) for name in later for seed in SEEDS]
+    first = [name for name in METHODS if name not in LONGER]
+    order = [(seed, name) for seed in SEEDS for name in first] + [(seed, name) for name in LONGER for seed in SEEDS]
     return [Trial(scale, RATIO, seed, name) for seed, name in order]
 
 
@@ -194,7 +199,7 @@ def _recovered(
     if way.expand:
         start = Pipeline([OverParameterize(rate=settings.rate, seed=seed)])(pruned).traced
     recipe = Recipe(
-        task.epochs + (settings.growth_epochs if way.long else 0), task.batch, lr=task.lr, seed=seed,
+        task.epochs + (settings.growth_epochs if way.long else 0), task.batch, lr=task.lr * way.rate, seed=seed,
         weight_decay=task.weight_decay, save_every=0,
     )  # fmt: skip
     layers = [name for name, layer in pruned.module.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
@@ -241,14 +246,13 @@ def page(results: list[dict[str, Any]], scale: str) -> str:
     task, growth = settings.task, settings.growth_epochs
     dense = spread([100 * r["dense"] for r in {r["seed"]: r for r in found}.values()])
     said = _INTRODUCTION.format(
-        task=task, test=1797 - task.train, settings=settings, steps=settings.growth.steps, growth=growth,
-        dense=dense, ratio=RATIO, macs=found[0]["macs"], dense_macs=found[0]["dense_macs"],
+        task=task, slower=task.lr * SLOWER, test=1797 - task.train, rate=settings.rate, steps=settings.growth.steps,
+        growth=growth, dense=dense, ratio=RATIO, macs=found[0]["macs"], dense_macs=found[0]["dense_macs"],
     )  # fmt: skip
     lines = [said, _HEAD]
-    for name, way in METHODS.items():
-        rows = [r for r in found if r["method"] == name]
+    for name, way in (FIRST | LONGER).items():
         total = f"{growth} + {task.epochs}" if way.tpp else str(task.epochs + growth * way.long)
-        lines.append(_row(name, total, rows))
+        lines.append(_row(name, total, found))
     return "\n".join([*lines, "", *_gaps(found), "", _checks(found)])
 
 
@@ -263,9 +267,10 @@ _INTRODUCTION = """\
 ResNet-20 with {task.width} channels in its first stage, {task.train} digits to train on, tested on the other {test}
 (dense: {dense} %). Of the filters {ratio:.0%} go, residual sums included, the same ones in every way: {macs:,} MACs are
 left of {dense_macs:,}. `tpp` takes {steps} steps ({growth} epochs) at a rate of 1e-3 before the cut. Epochs of
-fine-tuning: {task.epochs}. `over`: with layers expanded {settings.rate} times; `sp`: with the dense network's
-similarities (gamma {task.gamma:g}); the longer ways take as many epochs more as the penalties do. "Tested" is the
-ONNX file, collapsed and with batch norms folded. Mean and standard deviation over seeds.
+fine-tuning: {task.epochs}, at a rate of {task.lr:g}, or {slower:g} (slower). `over`: with layers expanded {rate} times;
+`sp`: with the dense network's similarities (gamma {task.gamma:g}); the longer ways take as many epochs more as
+the penalties do. "Tested" is the ONNX file, collapsed and with batch norms folded. Mean and standard deviation over
+seeds.
 """
 _CHECKS = """\
 Checks of the {trials} trials: the same filters and MACs are left in all; collapsing moved outputs by at most
@@ -273,32 +278,36 @@ Checks of the {trials} trials: the same filters and MACs are left in all; collap
 that died (a constant answer): {dead}.
 """
 _HEAD = """\
-| way | epochs | seeds | right behind the cut | tested |
-|---|---|---|---|---|"""
+| way | epochs | seeds | right behind the cut | tested | tested, slower |
+|---|---|---|---|---|---|"""
 
 
-def _row(name: str, epochs: str, rows: list[dict[str, Any]]) -> str:
+def _row(name: str, epochs: str, found: list[dict[str, Any]]) -> str:
+    rows, slower = ([r for r in found if r["method"] == each] for each in (name, f"{name}, slower"))
     if not rows:
-        return f"| {name} | {epochs} | *not measured* | | |"
-    cells = [spread([100 * r[key] for r in rows]) + " %" for key in ("after", "accuracy")]
-    return f"| {name} | {epochs} | {len(rows)} | " + " | ".join(cells) + " |"
+        return f"| {name} | {epochs} | *not measured* | | | |"
+    cells = [_percent(rows, "after"), _percent(rows, "accuracy"), _percent(slower, "accuracy")]
+    seeds = f"{len(rows)}" if not slower or len(slower) == len(rows) else f"{len(rows)}, {len(slower)}"
+    return f"| {name} | {epochs} | {seeds} | " + " | ".join(cells) + " |"
+
+
+def _percent(rows: list[dict[str, Any]], key: str) -> str:
+    return spread([100 * r[key] for r in rows]) + " %" if rows else "-"
 
 
 def _gaps(rows: list[dict[str, Any]]) -> list[str]:
     """Return the differences of the whole to every other way, seed by seed, with 95 % intervals."""
     accuracy = {(r["method"], r["seed"]): 100 * r["accuracy"] for r in rows}
     lines = []
-    for other in METHODS:
-        gaps = [
-            accuracy[WHOLE, seed] - accuracy[other, seed]
-            for seed in SEEDS
-            if (WHOLE, seed) in accuracy and (other, seed) in accuracy
-        ]
-        if other != WHOLE and len(gaps) > 1:
-            low, high = interval(gaps)
-            word = "excludes" if low > 0 or high < 0 else "includes"
-            lines.append(
-                f"- the whole - `{other}`: {statistics.fmean(gaps):+.1f} points, 95 % interval "
-                f"[{low:+.1f}, {high:+.1f}], which {word} 0 ({len(gaps)} seeds)"
-            )
+    for whole, others in ((WHOLE, [*FIRST, *LONGER]), (f"{WHOLE}, slower", [f"{name}, slower" for name in FIRST])):
+        for other in others:
+            pairs = [((whole, seed), (other, seed)) for seed in SEEDS]
+            gaps = [accuracy[ours] - accuracy[theirs] for ours, theirs in pairs if {ours, theirs} <= set(accuracy)]
+            if other != whole and len(gaps) > 1:
+                low, high = interval(gaps)
+                word = "excludes" if low > 0 or high < 0 else "includes"
+                lines.append(
+                    f"- `{whole}` - `{other}`: {statistics.fmean(gaps):+.1f} points, 95 % interval "
+                    f"[{low:+.1f}, {high:+.1f}], which {word} 0 ({len(gaps)} seeds)"
+                )
     return lines
