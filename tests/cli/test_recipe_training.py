@@ -29,6 +29,7 @@ from fxprune.errors import InputError
 from fxprune.training import load_data
 
 Call = Callable[..., tuple[int, str]]
+Write = Callable[..., Path]
 Start = Callable[..., "subprocess.Popen[str]"]
 MODEL = """
 from torch import nn
@@ -48,16 +49,18 @@ weights = "dense.safetensors"
 
 [data]
 spec = "digits"
+fraction = 0.4
 
 [deploy]
 measure = false
+onnx = {onnx}
 """
 GROWTH = "schedule = { interval = 1, step = 0.02, ceiling = 1.0, stabilize = 150, zero_every = 20 }"
 TPP = f"""
 [[passes]]
 name = "train"
-epochs = 10
-batch = 64
+epochs = 14
+batch = 32
 lr = 0.005
 schedule = "constant"
 cpu = true
@@ -94,10 +97,10 @@ name = "decompose-basis"
 
 [[passes]]
 name = "train"
-epochs = 3
-lr = 0.01
+epochs = 10
+lr = 0.05
 cpu = true
-basis-scaling = { params = 0.6 }
+basis-scaling = { params = 0.75, drop_at = 20 }
 
 [[passes]]
 name = "merge-basis"
@@ -145,12 +148,12 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def recipe(dense: Path) -> Callable[[str], Path]:
+def recipe(dense: Path) -> Write:
     """Write a recipe beside the dense model."""
 
-    def written(steps: str) -> Path:
+    def written(steps: str, *, onnx: bool = True) -> Path:
         path = dense / "recipe.toml"
-        path.write_text(HEAD.format(model=dense / "small_net.py") + steps)
+        path.write_text(HEAD.format(model=dense / "small_net.py", onnx=str(onnx).lower()) + steps)
         return path
 
     return written
@@ -169,8 +172,9 @@ def optimized(call: Call, path: Path, out: Path) -> dict[str, Any]:
     assert code == 0, text
     report: dict[str, Any] = json.loads((out / "report.json").read_text())
     assert report["ok"] is True
-    assert report["onnx"]["max_relative_error"] <= 1e-4
-    assert report["accuracy"]["after"] == pytest.approx(right_of_file(out), abs=0.004)  # of 355, one may fall otherwise
+    if "onnx" in report:
+        assert report["onnx"]["max_relative_error"] <= 1e-4
+        assert report["accuracy"]["after"] == pytest.approx(right_of_file(out), abs=0.004)  # one may fall otherwise
     for name in ("report.html", "report.md"):
         page = (out / name).read_text(encoding="utf-8")
         assert "What was trained" in page
@@ -179,9 +183,7 @@ def optimized(call: Call, path: Path, out: Path) -> dict[str, Any]:
     return report
 
 
-def test_the_whole_composition_is_one_recipe(
-    call: Call, recipe: Callable[[str], Path], dense: Path, tmp_path: Path
-) -> None:
+def test_the_whole_composition_is_one_recipe(call: Call, recipe: Write, dense: Path, tmp_path: Path) -> None:
     path, out = recipe(WHOLE), tmp_path / "out"
     report = optimized(call, path, out)
     first, second = report["trainings"]
@@ -214,31 +216,31 @@ def test_the_whole_composition_is_one_recipe(
     assert all(torch.equal(value, kept[name]) for name, value in loaded.module.state_dict().items())
 
 
-def test_other_steps_in_front_are_another_training(call: Call, recipe: Callable[[str], Path], tmp_path: Path) -> None:
+def test_other_steps_in_front_are_another_training(call: Call, recipe: Write, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    optimized(call, recipe(TPP), out)
+    optimized(call, recipe(TPP, onnx=False), out)
     changed = TPP.replace("ratios = 0.5", "ratios = 0.25")
-    code, text = call("optimize", "--recipe", recipe(changed), "--out", out)
+    code, text = call("optimize", "--recipe", recipe(changed, onnx=False), "--out", out)
     assert code == 2
     assert "ratios was 0.5 and is 0.25" in text
     assert "--no-resume" in text
-    code, text = call("optimize", "--recipe", recipe(changed), "--out", out, "--no-resume")
+    code, text = call("optimize", "--recipe", recipe(changed, onnx=False), "--out", out, "--no-resume")
     assert code == 0, text
     assert json.loads((out / "report.json").read_text())["trainings"][0]["methods"]["tpp"]["ratios"] == 0.25
 
 
-def test_a_basis_is_scaled_and_merged(call: Call, recipe: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_basis_is_scaled_and_merged(call: Call, recipe: Write, tmp_path: Path) -> None:
     report = optimized(call, recipe(BASIS), tmp_path / "out")
     assert report["plan"] is None
     assert report["verify"] is None
-    assert report["after"]["params"] <= 0.6 * report["before"]["params"]
+    assert report["after"]["params"] <= 0.75 * report["before"]["params"]
     assert report["accuracy"]["after"] > 0.8
     assert not (tmp_path / "out" / "plan.json").exists()
     with pytest.raises(InputError, match="merge-basis"):
         fxprune.load(tmp_path / "out", torch.nn.Identity)
 
 
-def test_weights_are_pruned_on_the_fly(call: Call, recipe: Callable[[str], Path], tmp_path: Path) -> None:
+def test_weights_are_pruned_on_the_fly(call: Call, recipe: Write, tmp_path: Path) -> None:
     report = optimized(call, recipe(SPHERE), tmp_path / "out")
     assert [entry["name"] for entry in report["trainings"]] == ["1-hyperspherical", "2-keep-pruned"]
     assert [entry["name"] for entry in report["passes"]] == ["prune-weights", "calibrate-batchnorm"]
@@ -249,14 +251,15 @@ def test_weights_are_pruned_on_the_fly(call: Call, recipe: Callable[[str], Path]
 
 
 @pytest.mark.parametrize("method", ["growing-l2", "plain-l1"])
-def test_the_baselines_give_plans(call: Call, recipe: Callable[[str], Path], tmp_path: Path, method: str) -> None:
+def test_the_baselines_give_plans(call: Call, recipe: Write, tmp_path: Path, method: str) -> None:
     steps = TPP.replace("passes.tpp", f"passes.{method}")
-    report = optimized(call, recipe(steps if method == "growing-l2" else steps.replace(GROWTH, "")), tmp_path / "out")
+    steps = steps if method == "growing-l2" else steps.replace(GROWTH, "")
+    report = optimized(call, recipe(steps, onnx=False), tmp_path / "out")
     assert report["plan"]["importance"] == method.removeprefix("plain-")
     assert report["widths"][1] == {"name": "3", "before": 16, "after": 8}
 
 
-def test_plain_fine_tuning_behind_a_budget(call: Call, recipe: Callable[[str], Path], tmp_path: Path) -> None:
+def test_plain_fine_tuning_behind_a_budget(call: Call, recipe: Write, tmp_path: Path) -> None:
     steps = """
     [plan]
     macs = 0.5
@@ -269,7 +272,7 @@ def test_plain_fine_tuning_behind_a_budget(call: Call, recipe: Callable[[str], P
     lr = 0.05
     cpu = true
     """
-    report = optimized(call, recipe(steps), tmp_path / "out")
+    report = optimized(call, recipe(steps, onnx=False), tmp_path / "out")
     (only,) = report["trainings"]
     assert only["name"] == "1-plain"
     assert only["accuracy"]["after"] > only["accuracy"]["before"]
@@ -277,7 +280,7 @@ def test_plain_fine_tuning_behind_a_budget(call: Call, recipe: Callable[[str], P
 
 
 @pytest.mark.parametrize("steps", [WHOLE, BASIS, SPHERE], ids=["whole", "basis", "sphere"])
-def test_what_is_written_is_read(recipe: Callable[[str], Path], tmp_path: Path, steps: str) -> None:
+def test_what_is_written_is_read(recipe: Write, tmp_path: Path, steps: str) -> None:
     options = merge(read_recipe(recipe(steps)), {})
     (tmp_path / "again.toml").write_text(write_recipe(options))
     again = merge(read_recipe(tmp_path / "again.toml"), {})
@@ -286,10 +289,12 @@ def test_what_is_written_is_read(recipe: Callable[[str], Path], tmp_path: Path, 
 
 
 @pytest.mark.parametrize("steps", [WHOLE, BASIS, SPHERE], ids=["whole", "basis", "sphere"])
-def test_the_script_does_the_same(call: Call, recipe: Callable[[str], Path], tmp_path: Path, steps: str) -> None:
-    code, text = call("optimize", "--recipe", recipe(steps), "--out", tmp_path / "out", "--print-script")
+def test_the_script_does_the_same(call: Call, recipe: Write, tmp_path: Path, steps: str) -> None:
+    steps = steps.replace('[[passes]]\nname = "fuse-batchnorm"\n', "")  # so that the weights that are kept are the last
+    path = recipe(steps, onnx=False)
+    code, text = call("optimize", "--recipe", path, "--out", tmp_path / "out", "--print-script")
     assert code == 0, text
-    script = text[text.index("import torch") :]
+    script = text[text.index("import torch") :] + 'torch.save(traced.module.state_dict(), "weights.pt")\n'
     (tmp_path / "script.py").write_text(script)
     environment = {**os.environ, "PYTHONPATH": str(Path(fxprune.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -300,19 +305,18 @@ def test_the_script_does_the_same(call: Call, recipe: Callable[[str], Path], tmp
     if (tmp_path / "out" / "plan.json").exists():
         plans = [json.loads((place / "plan.json").read_text()) for place in (tmp_path, tmp_path / "out")]
         assert plans[0] == plans[1]
-    files = [onnxruntime.InferenceSession(place / "model.onnx") for place in (tmp_path, tmp_path / "out")]
-    images = torch.stack([load_data("digits").test[index][0] for index in range(20)]).numpy()
-    one, other = (file.run(None, {file.get_inputs()[0].name: images})[0] for file in files)
-    assert np.allclose(one, other, rtol=1e-3, atol=1e-3 * np.abs(other).max())
+    one, other = torch.load(tmp_path / "weights.pt"), load_file(tmp_path / "out" / "model.safetensors")
+    assert one.keys() == other.keys()
+    assert all(torch.allclose(one[name], other[name], rtol=1e-3, atol=1e-4) for name in other)
 
 
 # ---------------------------------------------------------------- being stopped
 
 
 def test_a_training_that_was_stopped_goes_on(
-    call: Call, start: Start, recipe: Callable[[str], Path], dense: Path, tmp_path: Path
+    call: Call, start: Start, recipe: Write, dense: Path, tmp_path: Path
 ) -> None:
-    path, out = recipe(WHOLE.replace("epochs = 10", "epochs = 10\nsave_every = 1")), tmp_path / "out"
+    path, out = recipe(WHOLE.replace("epochs = 14", "epochs = 14\nsave_every = 1"), onnx=False), tmp_path / "out"
     process = start("optimize", "--recipe", path, "--out", out)
     began = time.monotonic()
     while not (out / "training" / "1-tpp" / "checkpoint.safetensors").exists() and time.monotonic() - began < 120:
@@ -414,14 +418,14 @@ def test_mistakes_are_named_with_their_line(tmp_path: Path, text: str, message: 
     [
         (TPP, ["--macs", 0.5], 2, "--macs is for a plan under a budget, and in this recipe a training makes the plan"),
         (TPP, ["--importance", "l1"], 2, "--importance is for a plan"),
-        (TPP.replace("epochs = 10", "epochs = 1"), [], 2, "takes 200 steps, and training will have 20"),
+        (TPP.replace("epochs = 14", "epochs = 1"), [], 2, "takes 200 steps, and training will have 16"),
         (TPP.replace("ratios = 0.5", 'ratios = { "nothing.*" = 0.5 }'), [], 2, "nothing.*"),
         (TPP.replace("lr = 0.005", "lr = 1e30"), [], 1, "at step"),
-        (SPHERE.replace("batch = 100", "batch = 5000"), [], 2, "there are 1262 training images"),
+        (SPHERE.replace("batch = 100", "batch = 5000"), [], 2, "there are 509 training images"),
     ],
 )
 def test_what_cannot_be_done(
-    call: Call, recipe: Callable[[str], Path], tmp_path: Path, steps: str, words: list[object], code: int, said: str
+    call: Call, recipe: Write, tmp_path: Path, steps: str, words: list[object], code: int, said: str
 ) -> None:
     found, text = call("optimize", "--recipe", recipe(steps), *words, "--out", tmp_path / "out")
     assert found == code, text
@@ -429,9 +433,7 @@ def test_what_cannot_be_done(
     assert not (tmp_path / "out" / "report.json").exists()
 
 
-def test_without_the_extra(
-    call: Call, recipe: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_extra(call: Call, recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)
     code, text = call("optimize", "--recipe", recipe(TPP), "--out", tmp_path / "out")
     assert code == 4
@@ -439,7 +441,7 @@ def test_without_the_extra(
 
 
 def test_several_processes_are_refused(
-    call: Call, recipe: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Call, recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, text = call("optimize", "--recipe", recipe(TPP), "--out", tmp_path / "out")
