@@ -124,14 +124,19 @@ def require_whole(traced: Traced, what: str, instead: str) -> None:
 def part(traced: Traced, call: Call) -> Traced:
     """Return one region of a model as a captured model of its own, which shares all layers and tensors.
 
-    It takes and returns what the sub-module does, one by one instead of nested.
+    It takes the tensors that the sub-module does and returns what that does, one by one instead of nested. What else
+    the sub-module is called with, such as a number, is part of the graph.
     """
     whole = traced.module.graph
     leaves = tuple(whole.output_node().args[0])[call.outputs]  # type: ignore[arg-type]
-    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    for node, name in zip(list(whole.find_nodes(op="placeholder"))[call.inputs], call.names, strict=True):
-        copies[node] = graph.placeholder(name)
-        copies[node].meta = dict(node.meta)
+    given = traced.args[call.inputs]
+    graph, copies = fx.Graph(), dict[fx.Node, Any]()
+    for node, name, leaf in zip(list(whole.find_nodes(op="placeholder"))[call.inputs], call.names, given, strict=True):
+        if isinstance(leaf, Tensor):
+            copies[node] = graph.placeholder(name)
+            copies[node].meta = dict(node.meta)
+        else:
+            copies[node] = leaf
     needed = _needed(leaves)
     for node in whole.nodes:
         if node in needed and node not in copies:
@@ -139,11 +144,13 @@ def part(traced: Traced, call: Call) -> Traced:
     graph.output(fx.node.map_arg(leaves, lambda n: copies[n]))
     module = fx.GraphModule(traced.module, graph, type(traced.module).__name__)
     module.training = traced.module.training
+    tensors = [k for k, leaf in enumerate(given) if isinstance(leaf, Tensor)]
+    shapes = traced.dynamic_shapes[call.inputs] if any(call.free) else None
     return dataclasses.replace(
         traced,
         module=module,
-        args=traced.args[call.inputs],
-        dynamic_shapes=traced.dynamic_shapes[call.inputs] if any(call.free) else None,
+        args=tuple(given[k] for k in tensors),
+        dynamic_shapes=tuple(shapes[k] for k in tensors) if shapes is not None else None,
         name=f"{traced.name}.{call.path}",
         notes=(),
         regions=None,

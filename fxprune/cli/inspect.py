@@ -85,8 +85,30 @@ def export_model(
     if path.is_dir():
         raise InputError(f"--out {path} is a folder; name the file, for example {path / 'model.onnx'}")
     traced = _traced(model, inputs, arguments, weights, seed)
+    if traced.regions is not None:
+        _export_regions(traced, model, path, opset, seed)
+        return
     with staging(path.parent) as folder:  # a file that is wrong never takes the place of one that is right
         report = export_onnx(traced, folder / path.name, opset=opset, metadata={"model": model})
         parity = check_parity(traced, folder / path.name, seed=seed)
         parity.require(PARITY_TOLERANCE)
     say(f"{path}: opset {report.opset}, {report.bytes:,} bytes, largest relative error {parity.max_relative_error:.1e}")
+
+
+def _export_regions(traced: Any, model: str, path: Path, opset: int | None, seed: int) -> None:
+    """Write a file for each region, and say which they are."""
+    from fxprune.deploy.regions import export_regions
+
+    with staging(path.parent) as folder:
+        files = export_regions(traced, folder, stem=path.stem, opset=opset, metadata={"model": model})
+        checks = [file.check(seed=seed) for file in files]
+        for parity in checks:
+            parity.require(PARITY_TOLERANCE)
+    for note in traced.notes:
+        say(f"note: {note}")
+    for file, parity in zip(files, checks, strict=True):
+        export = file.export
+        say(
+            f"{path.parent / export.path.name}: opset {export.opset}, {export.bytes:,} bytes, "
+            f"largest relative error {parity.max_relative_error:.1e}"
+        )

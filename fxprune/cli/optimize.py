@@ -137,6 +137,11 @@ def _deploy(options: Options, dense: Any, final: Any, report: dict[str, Any], st
     """Export, compare and measure what was asked for, and put the figures into the report."""
     if not options.onnx:
         return
+    if dense.regions is not None:
+        from fxprune.cli.regions import deploy_regions
+
+        deploy_regions(options, dense, final, report, stages, folder)
+        return
     from fxprune.deploy.gain import explain_gain
     from fxprune.deploy.latency import measure_latency
     from fxprune.deploy.latency_budget import served, takes_files

@@ -43,7 +43,7 @@ def compared(file: RegionFile, seed: int) -> dict[str, Any]:
     return {
         "name": file.call.name,
         "path": file.call.path,
-        "times": file.call.times,
+        "times": file.times,
         "inputs": file.inputs,
         "outputs": file.outputs,
         "onnx": {

@@ -24,6 +24,7 @@ SECTIONS = (
     ("environment", "Plan and environment"),
 )
 OUTSIDE = "(between the layers)"  # what the runtime does that no module asked for
+_NO_GAIN_BY_REGION = "Not measured: layers are not timed one by one where a model was captured by region."
 _WHY_NO_GAIN = (
     "Not measured. Times of single layers need --runtime onnxruntime-..., without --no-latency and --no-onnx."
 )
@@ -181,6 +182,8 @@ def losses(report: Report) -> list[Layer]:
 
 def limits(report: Report) -> str:
     """Say what the machine can do at most, as measured."""
+    if report.get("regions"):
+        return _NO_GAIN_BY_REGION
     if "gain" not in report:
         return _WHY_NO_GAIN
     found = report["gain"]["roofline"]
@@ -226,6 +229,8 @@ def checks(report: Report) -> list[tuple[str, str, str, bool]]:
     if onnx:
         batches = ", ".join(map(str, onnx["batches"]))
         rows.append((f"ONNX file against the graph, batches {batches}", onnx, PARITY_TOLERANCE))
+    for region in report.get("regions", ()):
+        rows.append((f"{region['onnx']['path']} against its graph", region["onnx"], PARITY_TOLERANCE))
     return [(what, f"{row['max_relative_error']:.1e}", f"{most:.0e}", bool(row["ok"])) for what, row, most in rows]
 
 
@@ -258,7 +263,8 @@ def sections(report: Report) -> list[Pair]:
 def environment(report: Report) -> list[Pair]:
     """Return what the report was made with and on."""
     rows = [(name, str(version)) for name, version in report["versions"].items()]
-    latency = report.get("latency", {})
+    measured = [report, *report.get("regions", ())]
+    latency: dict[str, Any] = next((found["latency"] for found in measured if found.get("latency")), {})
     if latency:
         rows += [(key, str(latency[key])) for key in ("runtime", "threads", "batch", "rounds")]
     machine = latency.get("machine") or {}

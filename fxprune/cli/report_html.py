@@ -7,6 +7,7 @@ from typing import Any
 import jinja2
 
 from fxprune.cli import report_facts as facts
+from fxprune.cli import report_regions
 from fxprune.cli import report_training as training
 from fxprune.cli.console import share, thousands
 from fxprune.cli.report_lanes import colour, lanes
@@ -26,9 +27,10 @@ def render(report: dict[str, Any]) -> str:
     ratios = facts.ratios(report)
     layers = facts.layers(report)
     return environment.get_template("report.html.j2").render(
-        report={"recipe": "", **report},
+        report={"recipe": "", "regions": [], **report},
         sections=facts.sections(report),
         facts=facts,
+        regions=report_regions,
         training=training,
         latency=report.get("latency"),
         onnx=report.get("onnx"),

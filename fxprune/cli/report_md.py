@@ -10,6 +10,7 @@ from typing import Any
 from fxprune.cli import report_facts as facts
 from fxprune.cli import report_training as training
 from fxprune.cli.console import thousands
+from fxprune.cli.report_regions import HEAD, NOTE, regions
 
 _SPECIAL = re.compile(r"[\\`*\[\]|<>&~$]|(?<![^\W_])_|_(?![^\W_])|[@#](?=\w)")  # an underscore within a word is plain
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;", "#": "&#35;"}  # what a backslash would not stop
@@ -86,6 +87,9 @@ def _bullets(title: str, lines: Sequence[str]) -> list[str]:
 
 def _latency(report: dict[str, Any]) -> list[str]:
     ratios = facts.ratios(report)
+    by_region = regions(report)
+    if by_region:
+        return [table(HEAD, by_region, "l"), NOTE]
     if not ratios:
         return ["Latency was not measured."]
     rows = [(row.label, f"{row.ratio:.1%}", f"{row.low:.1%} to {row.high:.1%}") for row in ratios]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from fxprune.capture.specs import DEFAULT_INPUT, parse_input
+from fxprune.capture.specs import DEFAULT_INPUT, parse_input, parts_of
 from fxprune.cli.loading import parse_arguments
 from fxprune.cli.options import BUDGETS, CALIBRATE, PRUNE, TRAIN, Options, PassChoice
 from fxprune.cli.recipe_flow import first_pruning, plan_source
@@ -112,16 +112,17 @@ def _inputs(options: Options) -> list[str]:
     if not options.inputs and options.data is not None:
         made_like = "torch.randn((1, *splits.train[0][0].shape), generator=generator)"
         return [f"generator = torch.Generator().manual_seed({options.seed})", f"example = ({made_like},)"]
-    lines = [f"generator = torch.Generator().manual_seed({options.seed})"]
-    made = []
-    for text in options.inputs or (DEFAULT_INPUT,):
-        shape, dtype = parse_input(text)
-        made.append(
-            f"torch.randn({shape}, generator=generator).to({dtype})"
-            if dtype.is_floating_point
-            else f"torch.randint(0, {2 if str(dtype) == 'torch.bool' else 8}, {shape}, generator=generator).to({dtype})"
-        )
-    return [*lines, f"example = ({', '.join(made)},)"]
+    given = [parts_of(text) for text in options.inputs or (DEFAULT_INPUT,)]
+    made = [f"[{', '.join(map(_tensor, parts))}]" if isinstance(parts, list) else _tensor(parts) for parts in given]
+    return [f"generator = torch.Generator().manual_seed({options.seed})", f"example = ({', '.join(made)},)"]
+
+
+def _tensor(text: str) -> str:
+    shape, dtype = parse_input(text)
+    if dtype.is_floating_point:
+        return f"torch.randn({shape}, generator=generator).to({dtype})"
+    most = 2 if str(dtype) == "torch.bool" else 8
+    return f"torch.randint(0, {most}, {shape}, generator=generator).to({dtype})"
 
 
 def _plan(options: Options) -> str:

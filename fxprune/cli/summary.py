@@ -11,6 +11,7 @@ from rich.table import Table
 
 from fxprune.cli.console import out, say, share, thousands
 from fxprune.cli.report_facts import PARITY_TOLERANCE, VERIFY_TOLERANCE, latency_line, losses, milliseconds
+from fxprune.cli.report_regions import sum_of_regions
 from fxprune.cli.report_training import accuracy, trainings
 
 __all__ = ["PARITY_TOLERANCE", "latency_line", "show"]
@@ -57,6 +58,9 @@ def _sizes(report: dict[str, Any]) -> Table:
     if latency:
         times = [f"{latency[key]:.2f} ms" for key in ("dense_ms", "pruned_ms")]
         table.add_row("latency", *times, f"{latency['ratio']:.1%}")
+    whole = sum_of_regions(report)
+    if whole:
+        table.add_row("latency of the regions", f"{whole[0]} ms", f"{whole[1]} ms", whole[2])
     return table
 
 
@@ -67,6 +71,8 @@ def _checks(report: dict[str, Any]) -> Table:
         rows.append(("float64, to the masked original", report["verify"], VERIFY_TOLERANCE))
     if "onnx" in report:
         rows.append(("ONNX file, to the graph", report["onnx"], PARITY_TOLERANCE))
+    for region in report.get("regions", ()):
+        rows.append((f"{region['onnx']['path']}, to its graph", region["onnx"], PARITY_TOLERANCE))
     for label, found, allowed in rows:
         table.add_row(label, f"{found['max_relative_error']:.1e}", f"{allowed:.0e}")
     return table

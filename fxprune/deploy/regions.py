@@ -29,17 +29,20 @@ class RegionFile:
         call: Which region, at the largest sizes that it is called with.
         traced: Its graph by itself.
         export: The file.
+        times: How many runs at these sizes one forward of the model amounts to, by the elements that go in.
+        tensors: Which of what the sub-module is called with are tensors, and so inputs of the file.
     """
 
     call: Call
     traced: Traced
     export: ExportReport
+    times: float
+    tensors: list[bool]
 
     @property
     def inputs(self) -> dict[str, str]:
         """The place of each of the file's inputs in what the sub-module is called with: positional, then keyword."""
-        leaves = self.traced.args
-        return _placed(self.export.inputs, self.call.nested, [isinstance(leaf, Tensor) for leaf in leaves])
+        return _placed(self.export.inputs, self.call.nested, self.tensors)
 
     @property
     def outputs(self) -> dict[str, str]:
@@ -55,7 +58,7 @@ class RegionFile:
         """Measure it beside another file of the same region, with as many samples as the example has."""
         sizes = {
             size_name(number, d): size
-            for number, leaf in enumerate(leaf for leaf in self.traced.args if isinstance(leaf, Tensor))
+            for number, leaf in enumerate(self.traced.args)
             for d, size in enumerate(leaf.shape)
         }
         pair: list[Any] = [file.export.path if takes_files(runtime) else file.traced for file in (self, baseline)]
@@ -79,7 +82,7 @@ def export_regions(
 ) -> list[RegionFile]:
     """Write every region of a model that was captured by region as an ONNX file of its own.
 
-    A file takes and returns what the sub-module does, one by one instead of nested, in the order of
+    A file takes the tensors that the sub-module does and returns what that does, one by one, in the order of
     ``torch.utils._pytree`` (dictionaries by the order of their keys). It is called ``model.PATH.onnx``, and
     ``model.PATH-2.onnx`` where a second kind of inputs led to another graph.
 
@@ -101,5 +104,16 @@ def export_regions(
         mine = part(traced, call)
         path = Path(folder) / f"{stem}.{call.name}.onnx"
         about = {**(metadata or {}), "region": call.path}
-        found.append(RegionFile(call, mine, export_onnx(mine, path, opset=opset, metadata=about)))
+        export = export_onnx(mine, path, opset=opset, metadata=about)
+        tensors = [isinstance(leaf, Tensor) for leaf in traced.args[call.inputs]]
+        found.append(RegionFile(call, mine, export, _times(traced, call), tensors))
     return found
+
+
+def _times(traced: Traced, first: Call) -> float:
+    def elements(call: Call) -> int:
+        return sum(leaf.numel() for leaf in traced.args[call.inputs] if isinstance(leaf, Tensor))
+
+    assert traced.regions is not None
+    calls = [c for c in traced.regions.calls if (c.path, c.variant) == (first.path, first.variant)]
+    return sum(call.times * elements(call) for call in calls) / max(1, elements(first))

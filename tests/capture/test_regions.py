@@ -39,7 +39,7 @@ def by_path(traced: Traced) -> dict[str, list[Call]]:
 
 def graphs(traced: Traced) -> Any:
     """Compute every region by its graph."""
-    return lambda call, leaves: part(traced, call).run(tuple(leaves))
+    return lambda call, leaves: part(traced, call).run(tuple(leaf for leaf in leaves if isinstance(leaf, Tensor)))
 
 
 # ---------------------------------------------------------------- which
