@@ -38,6 +38,7 @@ TITLES = {
     "prune-first": "magnitude, then training",
     "fly-no-sphere": "penalty without the sphere",
     "fly-near-only": "without the side that keeps the rest away",
+    "fly-early": "the penalty rises and the set freezes in about half the time",
     "fly-0.1x": "a tenth of the strength",
     "fly-0.01x": "a hundredth of the strength",
 }

@@ -43,6 +43,8 @@ class Method:
         penalty: Weight of the penalty, as a multiple of the settings'; None: plain training.
         sphere: Whether the penalised layers are hyperspherical.
         far: Whether the penalty has its second side, which keeps the rest away from zero.
+        early: Whether the penalty has risen after a quarter of the training and the set is frozen after 40 %, and not
+            after half of it and after 70 %.
         first: The weights go by magnitude before the training, and are kept at zero in it.
         whole: Whether it is pruned at all ratios in all ways, or only at its own.
     """
@@ -50,6 +52,7 @@ class Method:
     penalty: float | None = None
     sphere: bool = True
     far: bool = True
+    early: bool = False
     first: bool = False
     whole: bool = True
 
@@ -63,6 +66,7 @@ METHODS = {
 ABLATION = {
     "fly-no-sphere": Method(penalty=1, sphere=False, whole=False),
     "fly-near-only": Method(penalty=1, far=False, whole=False),
+    "fly-early": Method(penalty=1, early=True, whole=False),
     "fly-0.1x": Method(penalty=0.1, whole=False),
     "fly-0.01x": Method(penalty=0.01, whole=False),
 }
@@ -177,6 +181,7 @@ def _train(trial: Trial, dense: Traced, train: Tensors) -> Traced:
     elif how.penalty is not None:
         strength = how.penalty * settings.strength
         penalty = TwoSided() if how.far else TwoSided(far_weight=0)
+        schedule = {"warmup": 0.25, "freeze": 0.4} if how.early else {}
         objectives = [
             lambda model: Hyperspherical.begin(
                 _around(dense, model),
@@ -184,6 +189,7 @@ def _train(trial: Trial, dense: Traced, train: Tensors) -> Traced:
                 strength=strength,
                 penalty=penalty,
                 sphere=how.sphere,
+                **schedule,
             )
         ]
     found = finetune(start, train, recipe=recipe, objectives=objectives, cpu=True).traced
