@@ -31,9 +31,11 @@ import torch
 
 from fxprune.deploy.files import atomic_write
 from fxprune.deploy.machine import machine
-from tools import _papers_composition, _papers_fly, _papers_tpp
+from tools import _papers_basis, _papers_composition, _papers_fly, _papers_tpp
 
-EXPERIMENTS: dict[str, ModuleType] = {"tpp": _papers_tpp, "composition": _papers_composition, "fly": _papers_fly}
+EXPERIMENTS: dict[str, ModuleType] = {
+    "tpp": _papers_tpp, "basis": _papers_basis, "composition": _papers_composition, "fly": _papers_fly,
+}  # fmt: skip
 
 
 def read(path: Path) -> dict[str, Any]:
