@@ -261,7 +261,8 @@ def _runs_around_regions(traced: Traced, model: nn.Module) -> None:
     if regions is None:
         return
     try:
-        record(model, regions.args, regions.kwargs, ())
+        with evaluating(model):
+            record(model, regions.args, regions.kwargs, ())
     except Exception as error:
         raise _does_not_run(model, error) from error
 

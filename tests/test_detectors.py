@@ -25,7 +25,7 @@ def check(model: nn.Module, regions: list[str], cut: list[str]) -> None:
     plan = fxprune.make_plan(traced, macs=0.5, groups=groups)
     assert 0.49 <= plan.after.macs / plan.before.macs <= 0.5
     assert {path for path in regions for name in plan.removed if name.startswith(path)} == set(cut)
-    pruned = copy.deepcopy(model)
+    pruned = copy.deepcopy(model).train()
     result = fxprune.Pipeline([passes.PruneChannels(plan)])(traced)
     assert result.apply_to(pruned).max_relative_error <= 1e-9
     pictures, original = [picture.double() for picture in images()], copy.deepcopy(model).double()
@@ -33,7 +33,7 @@ def check(model: nn.Module, regions: list[str], cut: list[str]) -> None:
         dense = original(pictures)
         with hosted(original, traced, masked_regions(traced, plan, groups)):
             expected = original(pictures)
-        found = copy.deepcopy(pruned).double()(pictures)
+        found = copy.deepcopy(pruned).eval().double()(pictures)
     for one, wanted, unmasked in zip(found, expected, dense, strict=True):
         assert len(wanted["boxes"]) >= 20
         assert len(set(wanted["scores"].tolist())) >= 20
@@ -44,7 +44,7 @@ def check(model: nn.Module, regions: list[str], cut: list[str]) -> None:
     folded = passes.FuseBatchNorm()(result.traced)
     assert folded.report.changed > 10
     assert folded.apply_to(copy.deepcopy(model)).max_relative_error <= 1e-6  # weights were rounded
-    losses = pruned.train()(images(), targets(images()))
+    losses = pruned(images(), targets(images()))
     total = sum(losses.values())
     total.backward()
     assert torch.isfinite(total)

@@ -125,6 +125,23 @@ class Fixed(nn.Module):
         return self.b(self.a(x.reshape(2, 6)).relu())
 
 
+class Experts(nn.Module):
+    """Sends each token to one of several experts, of which the last gets none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(8, 3)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8)) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, 8)
+        chosen, found = self.gate(tokens).argmax(1), torch.zeros_like(tokens)
+        for number, expert in enumerate(self.experts):
+            mine = (chosen == number).nonzero()[:, 0]
+            found[mine] = expert(tokens[mine])
+        return found.reshape(x.shape)
+
+
 class Branches(nn.Module):
     """Decides by a value, and has nothing else."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from capture.detectors import Baked, Branches, Detector, Fixed, Holder, Kinds, Shared, images, normal
+from capture.detectors import Baked, Branches, Detector, Experts, Fixed, Holder, Kinds, Shared, images, normal
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
@@ -181,6 +181,21 @@ def test_a_single_sample(dynamic: bool) -> None:
         model(normal(1, 6))
     assert fxprune.count(traced).macs == counter.get_total_flops() // 2
     assert_prunes(traced)
+
+
+def test_experts_get_as_many_tokens_as_are_sent_to_them() -> None:
+    model = Experts().eval()
+    x = normal(2, 12, 8)
+    traced = trace(model, x)
+    calls = by_path(traced)
+    assert list(calls) == ["gate", *(f"experts.{number}" for number in range(4))]
+    with torch.no_grad():
+        sent = model.gate(x.reshape(-1, 8)).argmax(1).bincount(minlength=4).tolist()
+    assert sent[3] == 0
+    found = [calls[f"experts.{number}"][0].times * traced.args[calls[f"experts.{number}"][0].inputs][0].shape[0]
+             for number in range(4)]  # fmt: skip
+    assert found == [*sent[:3], 1]
+    apply_to(assert_prunes(traced), model)
 
 
 def test_no_sample_at_all() -> None:
