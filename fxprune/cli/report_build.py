@@ -28,7 +28,11 @@ def build_report(run: Run, captured: Any) -> dict[str, Any]:
         "before": _cost(count(captured)),
         "after": _cost(count(run.stored)),
         **_of_the_cut(cut, run.budget),
-        "notes": [*(cut.before if cut else run.traced).notes, *(cut.plan.notes if cut else ())],
+        "notes": [
+            *(cut.before if cut else run.traced).notes,
+            *(cut.plan.notes if cut else ()),
+            *_of_single_weights(run),
+        ],
         "widths": _widths(cut.before, cut.after) if cut else _widths(captured, run.stored),
         "steps": [_step_name(choice) for choice in options.passes],
         "passes": run.passes,
@@ -72,6 +76,20 @@ def _of_the_cut(cut: Cut | None, budget: dict[str, Any]) -> dict[str, Any]:
             "trials": cut.trials,
         },
     }
+
+
+def _of_single_weights(run: Run) -> list[str]:
+    """Say how many single weights were pruned, which no count of parameters shows."""
+    from fxprune.linear.sparsity import PRUNED, masks_of
+
+    masks = masks_of(run.stored.module, PRUNED).values()
+    if not masks:
+        return []
+    gone, weights = sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
+    return [
+        f"{gone:,} of {weights:,} weights of {len(masks)} layers are pruned. Files hold one number in their places; "
+        "fxprune.deploy.compact.save_compact writes a file without them"
+    ]
 
 
 def _step_name(choice: PassChoice) -> str:
