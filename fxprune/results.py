@@ -27,8 +27,6 @@ _FOR_DEPLOYMENT = ("remove-identity", "fuse-batchnorm")
 """Last passes: the weights are those in front of them."""
 _OF_VALUES = ("train", "calibrate-batchnorm")
 """Steps that leave names and shapes as they are."""
-_BY_VALUES = ("merge-basis", "prune-weights")
-"""Steps that leave a structure which depends on weights, or on masks."""
 
 
 def load(directory: str | Path, factory: Callable[[], nn.Module], example: Any = None) -> Traced:
@@ -92,12 +90,12 @@ def _through(traced: Traced, steps: list[dict[str, Any]], folder: Path) -> Trace
     """Run the passes that make the structure; the weights are not the ones that they ran on."""
     made = []
     for entry in steps:
-        if entry["name"] in _BY_VALUES:
+        if entry["name"] == "merge-basis" or (entry["name"] == "prune-weights" and entry.get("form") == "cheap"):
             raise InputError(
                 f"{folder} was made with {entry['name']}, which leaves a structure that depends on the weights; load "
                 f"{folder / 'model.onnx'}, or run the recipe in {REPORT} again (--print-script prints it as Python)"
             )
-        if entry["name"] not in _OF_VALUES:
+        if entry["name"] not in (*_OF_VALUES, "prune-weights"):
             made.append(PASSES[entry["name"]](**{key: value for key, value in entry.items() if key != "name"}))
     return Pipeline(made, verify=False)(traced).traced if made else traced
 

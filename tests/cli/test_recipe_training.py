@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ pytest.importorskip("sklearn")
 pytest.importorskip("accelerate")
 
 import fxprune
-from fxprune.cli.options import Options, merge
+from fxprune.cli.going_on import keep_plan, kept_plan
+from fxprune.cli.options import NOWHERE, Options, PassChoice, merge
 from fxprune.cli.recipe import read_recipe, write_recipe
 from fxprune.cli.recipe_lines import line_of
 from fxprune.errors import InputError
+from fxprune.planning import Plan
 from fxprune.training import load_data
 
 Call = Callable[..., tuple[int, str]]
@@ -248,6 +251,10 @@ def test_weights_are_pruned_on_the_fly(call: Call, recipe: Write, tmp_path: Path
     weight = load_file(tmp_path / "out" / "model.safetensors")["3.weight"].flatten(1)
     most = [int((row == row.mode().values).sum()) for row in weight]  # what stands for all that was pruned
     assert sum(most) == pytest.approx(0.5 * weight.numel(), rel=0.05)
+    net: dict[str, Any] = {}
+    exec(MODEL, net)
+    loaded = fxprune.load(tmp_path / "out", net["build"]).module.state_dict()
+    assert torch.equal(loaded["3.weight"].flatten(1), weight)
 
 
 @pytest.mark.parametrize("method", ["growing-l2", "plain-l1"])
@@ -331,6 +338,20 @@ def test_a_training_that_was_stopped_goes_on(
     assert report["accuracy"] == whole["accuracy"]
     one, other = (load_file(folder / "model.safetensors") for folder in (out, tmp_path / "whole"))
     assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_a_measured_plan_is_kept_for_the_same_steps(tmp_path: Path) -> None:
+    steps = (PassChoice("remove-identity"), PassChoice("prune-channels"), PassChoice("train", {"epochs": 3}))
+    options = Options("a:b", NOWHERE, latency=0.5, passes=steps, data="digits")
+    plan = Plan({"0.weight": {0: [1, 2]}}, "f" * 8, "Net")
+    assert kept_plan(tmp_path, options, 1) is None
+    keep_plan(tmp_path, options, 1, plan, [[0.5, 0.45]])
+    for same in (options, replace(options, passes=(*steps, PassChoice("fuse-batchnorm"))), replace(options, workers=2)):
+        found = kept_plan(tmp_path, same, 1)
+        assert found is not None
+        assert (found[0].hash, found[1]) == (plan.hash, [[0.5, 0.45]])
+    for other in (replace(options, latency=0.6), replace(options, seed=1), replace(options, passes=steps[1:])):
+        assert kept_plan(tmp_path, other, 1) is None
 
 
 # ---------------------------------------------------------------- mistakes

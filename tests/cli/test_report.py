@@ -98,11 +98,23 @@ def odd(report: dict[str, Any]) -> dict[str, Any]:
     return report
 
 
-@pytest.fixture(params=["real", "whole", "bare", "odd"])
+def trained(report: dict[str, Any]) -> dict[str, Any]:
+    """Nothing was cut, and two things were trained: one with options, one without a method."""
+    accuracy = {"before": 0.1014, "after": 0.9972}
+    training = {"step": 1, "methods": {}, "recipe": {"epochs": 15}, "steps": 300, "accuracy": accuracy}
+    methods = {"basis-scaling": {"params": 0.6, "head": [EVIL, LONG]}, "distillation": {}}
+    report["trainings"] = [training, {**training, "step": 3, "methods": methods}]
+    report["accuracy"], report["data"] = {"dense": 1.0, "after": 0.9915}, f"imagefolder:{LONG}"
+    report["steps"] = ["train", "decompose-basis", "train (basis-scaling + distillation)", "merge-basis"]
+    report["plan"] = report["verify"] = report["groups"] = None
+    return report
+
+
+@pytest.fixture(params=["real", "whole", "bare", "odd", "trained"])
 def any_report(request: pytest.FixtureRequest, report: dict[str, Any]) -> dict[str, Any]:
     if request.param == "real":
         return copy.deepcopy(request.getfixturevalue("real"))
-    return {"whole": lambda same: same, "bare": bare, "odd": odd}[request.param](report)
+    return {"whole": lambda same: same, "bare": bare, "odd": odd, "trained": trained}[request.param](report)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
