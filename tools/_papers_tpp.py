@@ -173,7 +173,7 @@ def page(results: list[dict[str, Any]], scale: str) -> str:
         parts.append(_HEAD)
         for method in METHODS:
             parts.append(_row(method, [r for r in rows if r["method"] == method]))
-        parts.append("\n" + "\n".join(_gaps(rows)) + "\n")
+        parts.append("\n" + "\n".join([*_gaps(rows), *_sensitivity(rows), *_mechanism(rows)]) + "\n")
     return "\n".join(parts)
 
 
@@ -212,13 +212,41 @@ def _gaps(rows: list[dict[str, Any]]) -> list[str]:
             ours, theirs = ({r["seed"]: 100 * r[key] for r in rows if r["method"] == name} for name in ("tpp", other))
             gaps = [ours[seed] - theirs[seed] for seed in sorted(set(ours) & set(theirs))]
             if other != "tpp" and len(gaps) > 1:
-                low, high = interval(gaps)
-                word = "excludes" if low > 0 or high < 0 else "includes"
-                lines.append(
-                    f"- `tpp` - `{other}` at {rate:g}: {statistics.fmean(gaps):+.1f} points, 95 % interval "
-                    f"[{low:+.1f}, {high:+.1f}], which {word} 0 ({len(gaps)} seeds)"
-                )
+                lines.append(f"- `tpp` - `{other}` at {rate:g}: {_in_words(gaps)}")
     return lines
+
+
+def _sensitivity(rows: list[dict[str, Any]]) -> list[str]:
+    """Return by how much less the method loses than plain L1 when it is fine-tuned at the lower rate."""
+    high, low = (f"tuned_{rate:g}" for rate in RATES)
+    ours, theirs = (
+        {r["seed"]: 100 * (r[high] - r[low]) for r in rows if r["method"] == name} for name in ("tpp", "l1")
+    )
+    seeds = sorted(set(ours) & set(theirs))
+    if len(seeds) < 2:
+        return []
+    means = [statistics.fmean(each[seed] for seed in seeds) for each in (theirs, ours)]
+    return [
+        f"- What the lower rate costs: {means[0]:.1f} points for `l1`, {means[1]:.1f} for `tpp`; the difference: "
+        + _in_words([theirs[seed] - ours[seed] for seed in seeds])
+    ]
+
+
+def _mechanism(rows: list[dict[str, Any]]) -> list[str]:
+    """Return by how much the cut alone moves accuracy where filters were pulled to zero."""
+    moved = [100 * abs(r["before"] - r["after"]) for r in rows if not r["method"].startswith("l1")]
+    if not moved:
+        return []
+    return [f"- The cut moves accuracy by at most {max(moved):.1f} points where filters were pulled to zero"]
+
+
+def _in_words(gaps: list[float]) -> str:
+    low, high = interval(gaps)
+    word = "excludes" if low > 0 or high < 0 else "includes"
+    return (
+        f"{statistics.fmean(gaps):+.1f} points, 95 % interval [{low:+.1f}, {high:+.1f}], which {word} 0 "
+        f"({len(gaps)} seeds)"
+    )
 
 
 def interval(values: list[float]) -> tuple[float, float]:

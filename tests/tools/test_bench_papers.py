@@ -60,3 +60,20 @@ def test_gaps_are_taken_seed_by_seed() -> None:
     rows.append({"method": "l1", "seed": 2, "tuned_0.01": 0.0, "tuned_0.001": 0.0})  # has no counterpart yet
     first = _papers_tpp._gaps(rows)[0]
     assert first.startswith("- `tpp` - `l1` at 0.01: +10.0 points, 95 % interval [+10.0, +10.0], which excludes 0 (2 s")
+
+
+def test_what_the_lower_rate_costs_and_what_the_cut_moves() -> None:
+    rows = [
+        {"method": method, "seed": seed, "tuned_0.01": 0.9, "tuned_0.001": low, "before": 0.5, "after": 0.5 - moved}
+        for method, low, moved in (("l1", 0.5, 0.4), ("tpp", 0.8, 0.0), ("growing-l2", 0.8, 0.002))
+        for seed in (0, 1)
+    ]
+    (line,) = _papers_tpp._sensitivity(rows)
+    assert line.startswith(
+        "- What the lower rate costs: 40.0 points for `l1`, 10.0 for `tpp`; the difference: +30.0 po"
+    )
+    assert line.endswith("95 % interval [+30.0, +30.0], which excludes 0 (2 seeds)")
+    assert _papers_tpp._mechanism(rows) == [
+        "- The cut moves accuracy by at most 0.2 points where filters were pulled to zero"
+    ]
+    assert _papers_tpp._sensitivity(rows[:3]) == _papers_tpp._mechanism(rows[:2]) == []
