@@ -8,6 +8,7 @@ written into it, the module is left as it was, and the error names the line.
 from __future__ import annotations
 
 import copy
+import math
 import os
 import traceback
 from collections.abc import Callable, Iterator
@@ -250,9 +251,16 @@ def _error(model: nn.Module, found: list[Tensor], expected: list[Tensor]) -> flo
     if len(found) != len(expected) or any(a.shape != b.shape for a, b in zip(found, expected, strict=False)):
         shapes = [[tuple(value.shape) for value in values] for values in (found, expected)]
         raise VerifyError(f"{type(model).__name__} gives outputs of shapes {shapes[0]}, the graph {shapes[1]}")
-    scale = max((float(value.abs().max()) for value in expected if value.numel()), default=1.0) or 1.0
-    errors = [float((a.to(b) - b).abs().max()) for a, b in zip(found, expected, strict=True) if b.numel()]
+    tops = [float(value[value.isfinite()].abs().max()) for value in expected if value.isfinite().any()]
+    scale = max(tops, default=1.0) or 1.0
+    errors = [_distance(a.to(b), b) for a, b in zip(found, expected, strict=True) if b.numel()]
     return max(errors, default=0.0) / scale
+
+
+def _distance(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference; infinite where one has a NaN, which no comparison of numbers would notice."""
+    largest = float((found - expected).abs().masked_fill(found == expected, 0.0).max())
+    return float("inf") if math.isnan(largest) else largest
 
 
 def _runs_around_regions(traced: Traced, model: nn.Module) -> None:

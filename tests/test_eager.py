@@ -253,3 +253,24 @@ def test_torchvision() -> None:
     applied = apply_to(fxprune.cut(traced, plan), model)
     assert applied.max_relative_error <= 1e-9
     assert model.features[0][0].out_channels <= 16
+
+
+class Hidden(nn.Module):
+    """Gives a number that is none in its second output, in its own code alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        return self.b(x), x.mean() * (torch.nan if self.a.out_features != 16 else 1.0)
+
+
+def test_what_is_no_number_is_no_agreement() -> None:
+    model = Hidden()
+    traced = fxprune.trace(model, torch.randn(2, 6))
+    pruned = fxprune.cut(traced, fxprune.make_plan(traced, macs=0.5, round_to=1))
+    with pytest.raises(VerifyError, match="relative error inf"):
+        apply_to(pruned, model)
+    assert model.a.out_features == 16
