@@ -15,6 +15,7 @@ import argparse
 import collections
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -23,7 +24,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -228,8 +228,10 @@ def main(words: list[str] | None = None) -> int:
     wanted = [n for n in range(options.first, options.first + options.networks) if n not in done]
     shards = [wanted[at : at + SHARD] for at in range(0, len(wanted), SHARD)]
     random.Random(0).shuffle(shards)
-    with ProcessPoolExecutor(options.workers, max_tasks_per_child=4) as pool:
-        for records in pool.map(shard, shards):
+    # Fresh processes now and then, because the exporter keeps what it has seen. (ProcessPoolExecutor hangs when it
+    # replaces a process, in Python 3.11.)
+    with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=4) as pool:
+        for records in pool.imap_unordered(shard, shards):
             _append(options.out, records)
             _say(records, options.out)
     if options.markdown:
