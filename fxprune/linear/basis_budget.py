@@ -1,15 +1,18 @@
 """Which basis vectors go under a budget of parameters or multiply-accumulates, as ``MergeBasis`` will count them.
 
-[DESIGN, as how Basis Scaling (arXiv 2108.02893) ranks and when it prunes could not be found]: scores are divided by
-their layer's Euclidean norm, and vectors of all layers ranked together; the lowest go until the budget is met. What was
-dropped without effect on the count (a layer that is one layer again, as its split does not pay) is given back, and so
-is whatever else fits, the most important first.
+[DESIGN, as how Basis Scaling (arXiv 2108.02893) ranks and when it prunes could not be found]: vectors of all layers are
+ranked together, by what is lost for each parameter (or multiply-accumulate) that is saved; the lowest go until the
+budget is met. A vector costs ten times as much in the last layers of a network as in the first, so that ranking without
+its cost, or by its share of its layer, leaves cheap and narrow layers a vector or two, which everything has to pass.
+What was dropped without effect on the count (a layer that is one layer again, as its split does not pay) is given back,
+and so is whatever else fits, the most important first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,6 +22,10 @@ from fxprune.errors import BudgetError, InputError
 from fxprune.linear.basis import Block
 from fxprune.linear.basis_costs import BasisCosts, BasisCounts
 from fxprune.planning.budget import Budget, parse_budget
+
+Ranking = Literal["cost", "layer", "plain"]
+"""How scores of different layers are compared; see :func:`choose_vectors`."""
+RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ def choose_vectors(
     *,
     params: float | None = None,
     macs: float | None = None,
-    normalize: bool = True,
+    ranking: Ranking = "cost",
     merge: bool = True,
 ) -> VectorChoice:
     """Decide which basis vectors to drop, so that a share of the model with single layers is kept.
@@ -58,16 +65,19 @@ def choose_vectors(
             are not named keep all their vectors. Vectors whose scale is zero already go first.
         params: Share of the parameters to keep, in (0, 1].
         macs: Share of the multiply-accumulates of one sample to keep, in (0, 1].
-        normalize: Whether to divide scores by the norm of their layer's.
+        ranking: How layers are compared: ``"cost"``, scores divided by what their vectors cost in the budget's metric;
+            ``"layer"``, by the Euclidean norm of their layer's scores; ``"plain"``, as they are.
         merge: Count each layer as whatever is cheaper, one layer or two; False counts two even where that is more.
 
     Raises:
-        InputError: There is not exactly one budget, or the scores do not fit the model.
+        InputError: There is not exactly one budget, the ranking is unknown, or the scores do not fit the model.
         BudgetError: The budget is not met with one vector per group left.
     """
     budget = parse_budget(params=params, macs=macs)
+    if ranking not in RANKINGS:
+        raise InputError(f"ranking is {ranking!r}; basis vectors are ranked by {', '.join(map(repr, RANKINGS))}")
     costs = BasisCosts(traced)
-    ranked = {path: _ranked(path, costs.blocks.get(path), values, normalize) for path, values in scores.items()}
+    ranked = {path: _ranked(costs, path, values, ranking, budget.metric) for path, values in scores.items()}
     search = _Search(costs, {path: values for path, (_, values) in ranked.items()}, budget, merge)
     gone = search.run()
     dropped = {}
@@ -79,8 +89,9 @@ def choose_vectors(
     return VectorChoice(dropped, budget.metric, budget.keep, search.counts(gone))
 
 
-def _ranked(path: str, block: Block | None, given: Tensor, normalize: bool) -> tuple[Tensor, list[float]]:
+def _ranked(costs: BasisCosts, path: str, given: Tensor, ranking: Ranking, metric: str) -> tuple[Tensor, list[float]]:
     """Return positions in each group (groups, rank), the least important first, and the scores of these columns."""
+    block = costs.blocks.get(path)
     if block is None or block.scales is None:
         raise InputError(f"there are scores for {path}, which is no decomposed layer with scales of this model")
     values = torch.as_tensor(given).detach().double().cpu()
@@ -89,11 +100,19 @@ def _ranked(path: str, block: Block | None, given: Tensor, normalize: bool) -> t
             f"the scores of {path} must be {block.scales.numel()} finite numbers of at least 0, and are "
             f"{values.dtype}{list(values.shape)}"
         )
-    norm = float(values.norm()) if normalize else 1.0
-    values = values / norm if norm else values
+    values = values / _unit(costs, block, values, ranking, metric)
     values[block.scales.detach().cpu() == 0] = -1  # these give nothing: before all others
     ordered, positions = values.reshape(block.groups, block.rank).sort(dim=1, stable=True)
     return positions, ordered.mean(0).tolist()
+
+
+def _unit(costs: BasisCosts, block: Block, values: Tensor, ranking: Ranking, metric: str) -> float:
+    """Return what the scores of a layer are divided by."""
+    if ranking == "plain":
+        return 1.0
+    if ranking == "layer":
+        return float(values.norm()) or 1.0
+    return costs.layer(block.path, 1, metric, merge=False) / block.groups  # one vector in each group
 
 
 class _Search:

@@ -26,7 +26,7 @@ from fxprune.capture import Traced
 from fxprune.errors import InputError
 from fxprune.graph_tools import module_of
 from fxprune.linear.basis import Block, inside_a_basis, whole_blocks
-from fxprune.linear.basis_budget import VectorChoice, choose_vectors
+from fxprune.linear.basis_budget import RANKINGS, Ranking, VectorChoice, choose_vectors
 from fxprune.linear.blocks import inside_a_block
 from fxprune.training.evaluate import Task, split_batch
 from fxprune.training.objectives import Objective
@@ -123,7 +123,7 @@ class BasisScaling(Objective):
         head: Glob patterns of names of parameters that are trained too; None: all of the layers behind which no other
             layer with a matrix follows. ``()`` for none.
         kind: ``"square"`` or ``"abs"``; see :func:`basis_importance`.
-        normalize: Whether importances are divided by the norm of their layer's before they are ranked.
+        ranking: How importances of different layers are compared; see the same function.
 
     Raises:
         InputError: There is no decomposed layer, a pattern matches nothing, or options contradict each other.
@@ -139,14 +139,16 @@ class BasisScaling(Objective):
         drop_at: int | None = None,
         head: Sequence[str] | None = None,
         kind: Kind = "square",
-        normalize: bool = True,
+        ranking: Ranking = "cost",
     ) -> None:
-        self.traced, self.kind, self.normalize = traced, kind, normalize
+        self.traced, self.kind, self.ranking = traced, kind, ranking
         self.budget = {name: keep for name, keep in (("params", params), ("macs", macs)) if keep is not None}
         self.start, self.drop_at, self.steps = start, drop_at, 0
         self.keeps_last = drop_at is not None
         if kind not in ("square", "abs"):
             raise InputError(f"kind is {kind!r}; importances are 'square' or 'abs'")
+        if ranking not in RANKINGS:
+            raise InputError(f"ranking is {ranking!r}; basis vectors are ranked by {', '.join(map(repr, RANKINGS))}")
         if len(self.budget) > 1:
             raise InputError("give one budget, params= or macs=, and not both")
         if start < 0 or (drop_at is not None and (not self.budget or drop_at <= start)):
@@ -213,7 +215,7 @@ class BasisScaling(Objective):
             self.scores,
             params=self.budget.get("params"),
             macs=self.budget.get("macs"),
-            normalize=self.normalize,
+            ranking=self.ranking,
         )
         self.dropped = self.choice.dropped
         self._mask()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fxprune.capture import Traced, trace
 from fxprune.errors import BudgetError, InputError
-from fxprune.linear.basis import whole_blocks, with_vectors_dropped
+from fxprune.linear.basis import Block, whole_blocks, with_vectors_dropped
 from fxprune.linear.basis_budget import choose_vectors
 from fxprune.passes import DecomposeBasis, MergeBasis
 from fxprune.pipeline import Pipeline
@@ -83,10 +83,44 @@ def test_the_least_important_go_in_each_group() -> None:
     assert set(choice.dropped) == {"2"}
 
 
-def test_layers_are_normalised_before_they_are_ranked() -> None:
+def test_layers_can_be_ranked_by_shares_of_their_norm_or_as_they_are() -> None:
     large = {path: value * (1000 if path == "0" else 1) for path, value in scores(1).items()}
-    assert choose_vectors(SPLIT, large, params=0.6) == choose_vectors(SPLIT, scores(1), params=0.6)
-    assert "0" not in choose_vectors(SPLIT, large, params=0.6, normalize=False).dropped
+    by_layer = choose_vectors(SPLIT, large, params=0.6, ranking="layer")
+    assert by_layer == choose_vectors(SPLIT, scores(1), params=0.6, ranking="layer")
+    assert "0" in by_layer.dropped
+    assert "0" not in choose_vectors(SPLIT, large, params=0.6, ranking="plain").dropped
+    with pytest.raises(InputError, match="ranking is 'size'; basis vectors are ranked by 'cost', 'layer', 'plain'"):
+        choose_vectors(SPLIT, large, params=0.6, ranking="size")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("metric", ["params", "macs"])
+def test_what_loses_least_for_what_it_saves_goes_first(metric: str) -> None:
+    blocks = whole_blocks(SPLIT.module)
+
+    def cost(block: Block) -> float:
+        """Return what one vector costs."""
+        whole = Pipeline([MergeBasis()])(with_vectors_dropped(SPLIT, kept(2))).traced
+        less = {**kept(2), block.path: kept(1)[block.path]}
+        return float(getattr(count(whole), metric) - getattr(count(after(less)), metric)) / block.groups
+
+    def kept(ranks: int) -> dict[str, list[int]]:
+        """Return the vectors to drop so that so many per group are left: the split pays in every layer."""
+        return {
+            block.path: [p for p in range(block.groups * block.rank) if p % block.rank >= ranks] for block in blocks
+        }
+
+    # The dearest vectors are worth less per unit of cost than all others, although each is worth more.
+    costs = {block.path: cost(block) for block in blocks}
+    dearest = max(costs, key=lambda path: costs[path])
+    given_scores = {
+        block.path: torch.full(
+            (block.groups * block.rank,), (0.9 if block.path == dearest else 1.0) * costs[block.path]
+        )
+        for block in blocks
+    }
+    dropped = choose_vectors(SPLIT, given_scores, **{metric: 0.85}).dropped  # type: ignore[arg-type]
+    assert list(dropped) == [dearest]
+    assert dearest not in choose_vectors(SPLIT, given_scores, **{metric: 0.85}, ranking="plain").dropped  # type: ignore[arg-type]
 
 
 def test_without_merging_the_split_is_counted_as_it_is() -> None:

@@ -212,6 +212,7 @@ def test_a_training_that_is_too_short_is_refused() -> None:
         ({"drop_at": 5}, "needs a budget"),
         ({"params": 0.5, "start": 5, "drop_at": 5}, "do not fit"),
         ({"kind": "cubic"}, "'square' or 'abs'"),
+        ({"ranking": "size"}, "'cost', 'layer', 'plain'"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], says: str) -> None:
