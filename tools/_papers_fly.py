@@ -116,7 +116,7 @@ def page(records: Records, scale: str) -> str:
             parts.append(f"*Not measured*; `{COMMAND}`.\n")
             continue
         seeds = sorted({r["seed"] for r in mine})
-        parts.append(f"{len(seeds)} seeds; {_mean(mine, lambda r: 100 * r['dense'])} % before the training.\n")
+        parts.append(f"Seeds: {len(seeds)}; {_mean(mine, lambda r: 100 * r['dense'])} % before the training.\n")
         parts += [_curve(mine), _claims(mine), _recovery(mine), _sides(mine)]
     parts += [f"### What makes it work ({', '.join(ABLATED)})\n", _ablation(found)]
     return "\n".join(parts)
@@ -164,12 +164,18 @@ def _claims(mine: Records) -> str:
         for bn in ("", " + bn"):
             after = _after(ratio, "zero" + bn)
             lost = _gap(fly, after, plain, _unpruned)
-            row = [f"{ratio:.0%}" + (" + BN" if bn else ""), lost, _gap(plain, after, plain, _unpruned)]
-            row += [_gap(fly, after, plain, after), _gap(fly, after, first, after)]
+            row = [f"{ratio:.0%}" + (" + BN" if bn else ""), lost, _gap(fly, after, fly, _unpruned)]
+            row += [_gap(plain, after, plain, _unpruned), _gap(fly, after, plain, after)]
+            row.append(_gap(fly, after, first, after) if ratio in CONTROLS else "")
             rows.append([*row, "" if bn else _verdict(lost, ratio)])
     method = TITLES["fly"]
-    head = ["pruned", f"{method}, less plain training unpruned", "plain training, less itself unpruned"]
-    head += [f"{method}, less plain training", f"{method}, less {TITLES['prune-first']}", "loses less than"]
+    head = ["pruned", f"{method}, less plain training unpruned", f"{method}, less itself unpruned"]
+    head += [
+        "plain training, less itself unpruned",
+        f"{method}, less plain training",
+        f"{method}, less {TITLES['prune-first']}",
+        "loses less than",
+    ]
     return _table(head, rows)
 
 

@@ -51,7 +51,7 @@ def test_trials_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len({sum(record["histogram"]) for record in records}) == 1  # all weights that can go are in it
     assert (tmp_path / "page-fly.png").read_bytes().startswith(b"\x89PNG")
     text = page.read_text()
-    assert "1 seeds; " in text
+    assert "Seeds: 1; " in text
     assert "| sphere alone | *not measured* |" in text
     assert bench_papers.main(words) == 0
     assert json.loads(out.read_text())["trials"] == records
