@@ -29,6 +29,7 @@ class RegionFile:
         call: Which region, at the largest sizes that it is called with.
         traced: Its graph by itself.
         export: The file.
+        batch: How many samples the model gives it at once, so that is what it is measured with.
         times: How many runs at these sizes one forward of the model amounts to, by the elements that go in.
         tensors: Which of what the sub-module is called with are tensors, and so inputs of the file.
     """
@@ -36,6 +37,7 @@ class RegionFile:
     call: Call
     traced: Traced
     export: ExportReport
+    batch: int
     times: float
     tensors: list[bool]
 
@@ -55,14 +57,15 @@ class RegionFile:
         return check_parity(self.traced, self.export.path, seed=seed)
 
     def measure(self, baseline: RegionFile, *, runtime: str = DEFAULT_RUNTIME, **options: Any) -> Latency:
-        """Measure it beside another file of the same region, with as many samples as the example has."""
+        """Measure it beside another file of the same region, at the sizes that the model calls it with."""
         sizes = {
             size_name(number, d): size
             for number, leaf in enumerate(self.traced.args)
             for d, size in enumerate(leaf.shape)
+            if d > 0
         }
         pair: list[Any] = [file.export.path if takes_files(runtime) else file.traced for file in (self, baseline)]
-        return measure_latency(*pair, runtime=runtime, batch=self.traced.batch, sizes=sizes, **options)
+        return measure_latency(*pair, runtime=runtime, batch=self.batch, sizes=sizes, **options)
 
 
 def _placed(names: Sequence[str], nested: pytree.TreeSpec, tensors: list[bool]) -> dict[str, str]:
@@ -106,7 +109,10 @@ def export_regions(
         about = {**(metadata or {}), "region": call.path}
         export = export_onnx(mine, path, opset=opset, metadata=about)
         tensors = [isinstance(leaf, Tensor) for leaf in traced.args[call.inputs]]
-        found.append(RegionFile(call, mine, export, _times(traced, call), tensors))
+        fewer = mine.batch_is_dynamic and call.times < 1  # a single sample was taken for two
+        batch = max(1, round(mine.batch * call.times)) if fewer else mine.batch
+        times = _times(traced, call) * mine.batch / batch
+        found.append(RegionFile(call, mine, export, batch, times, tensors))
     return found
 
 

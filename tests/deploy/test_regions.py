@@ -89,3 +89,9 @@ def test_a_region_is_measured_beside_the_dense_one(traced: Traced, tmp_path: Pat
 def test_a_model_that_was_captured_whole(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="use export_onnx"):
         export_regions(fxprune.trace(nn.Linear(4, 3), normal(2, 4)), tmp_path)
+
+
+def test_a_single_sample_is_measured_as_one(tmp_path: Path) -> None:
+    one, *_ = export_regions(fxprune.trace(Detector().eval(), images(1)), tmp_path)
+    assert one.traced.batch == 2
+    assert (one.batch, one.times) == (1, 1.0)
