@@ -10,6 +10,7 @@ import networkx as nx
 import numpy as np
 
 from fxprune.channels.labels import Axis
+from fxprune.channels.remedies import remedy
 from fxprune.channels.rules import Flow
 from fxprune.errors import InputError
 
@@ -45,6 +46,8 @@ class Explanation:
         if self.reason:
             lines.append(f"  stays: {self.reason}")
             lines += [f"    {step}" for step in self.path]
+        if advice := remedy(self.reason):
+            lines.append(f"  {advice}")
         return "\n".join(lines)
 
 
@@ -129,11 +132,18 @@ def _path(groups: Groups, flow: Flow, parameter: str, dim: int, stuck: Axis) -> 
     if not nx.has_path(graph, ("parameter", parameter, dim), ("labels", start)):
         return (f"{place}: {reason}",)
     steps = nx.shortest_path(graph, ("parameter", parameter, dim), ("labels", start))
-    named = [_name(step) for step in steps if step[0] != "labels"]
+    named = [_name(step, flow) for step in steps if step[0] != "labels"]
     return (*named, f"{place}: {reason}")
 
 
-def _name(step: Node) -> str:
+def _name(step: Node, flow: Flow) -> str:
     if step[0] == "grid":
-        return "a reshape or a group count that factors the dimension"
-    return f"{step[1]}, dimension {step[2]}"
+        place = flow.labels.grids[step[1]].place
+        return f"a reshape or a group count that factors the dimension{_at(place, flow)}"
+    return f"{step[1]}, dimension {step[2]}{_at(step[1], flow) if step[0] == 'tensor' else ''}"
+
+
+def _at(name: str, flow: Flow) -> str:
+    """Return the line of the model's code that made a value."""
+    source = flow.sources.get(name.partition("[")[0], "")
+    return f" ({source})" if source else ""

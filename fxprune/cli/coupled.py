@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,16 +10,15 @@ from torch import nn
 
 if TYPE_CHECKING:
     from fxprune.channels.groups import Group, Groups
-    from fxprune.planning import Plan
 
 
-def coupled(groups: Groups, plan: Plan) -> dict[str, list[dict[str, Any]]]:
-    """Return every group with what the plan takes from it, and the groups that each layer reads and writes.
+def coupled(groups: Groups, removed: Mapping[str, Mapping[int, list[int]]]) -> dict[str, list[dict[str, Any]]]:
+    """Return every group with what a removal takes from it, and the groups that each layer reads and writes.
 
     Layers come in the order in which the graph runs them. Those without a matrix or kernel, such as norms, are left
     out: they follow the layer before them, and add no coupling of their own.
     """
-    gone = groups.classes(plan.removed)
+    gone = groups.classes(removed)
     listed = groups.groups
     index = {place: number for number, group in enumerate(listed) for place in group.parameters}
     return {

@@ -15,7 +15,7 @@ from fxprune.cli.summary import PARITY_TOLERANCE
 from fxprune.errors import InputError
 
 if TYPE_CHECKING:
-    from fxprune.channels.groups import Group
+    from fxprune.channels.groups import Group, Groups
 
 _NAMES = 6
 _REASON = 240
@@ -26,12 +26,26 @@ def _traced(model: str, inputs: list[str], arguments: list[str], weights: Path |
 
 
 def show_groups(
-    model: str, inputs: list[str], arguments: list[str], weights: Path | None, *, as_json: bool, seed: int
+    model: str,
+    inputs: list[str],
+    arguments: list[str],
+    weights: Path | None,
+    *,
+    as_json: bool,
+    html: Path | None = None,
+    seed: int,
 ) -> None:
-    """Print the coupled groups of a model."""
+    """Print the coupled groups of a model, or draw them on a page."""
     from fxprune.channels import find_groups
 
+    if html is not None and html.is_dir():
+        raise InputError(f"--html {html} is a folder; name the file, for example {html / 'groups.html'}")
     found = find_groups(_traced(model, inputs, arguments, weights, seed))
+    if html is not None:
+        _write_page(html, model, found)
+    if html is not None and not as_json:
+        say(f"{html}: {int(found.live.sum()):,} removable units in {len(found.groups)} groups")
+        return
     if as_json:
         listed = [
             {"parameters": [list(p) for p in g.parameters], "units": g.units, "frozen": g.frozen, "reason": g.reason}
@@ -43,6 +57,18 @@ def show_groups(
     print(f"{'units':>7}{'stay':>7}  layers (dimension of their parameters), and why some stay")
     for group in found.groups:
         print(_row(group))
+
+
+def _write_page(path: Path, model: str, groups: Groups) -> None:
+    from fxprune.cli.groups_html import render
+    from fxprune.deploy.files import atomic_write
+
+    page = render(model, groups)
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(page, encoding="utf-8")
+
+    atomic_write(path, write)
 
 
 def _row(group: Group) -> str:

@@ -253,12 +253,15 @@ def groups(
     model_arg: ModelArgs = None,
     weights: Weights = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Draw them on a page of its own instead.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """List what can be removed together, and what stays and why."""
     from fxprune.cli.inspect import show_groups
 
-    show_groups(model, list(input or ()), list(model_arg or ()), weights, as_json=as_json, seed=seed)
+    show_groups(model, list(input or ()), list(model_arg or ()), weights, as_json=as_json, html=html, seed=seed)
 
 
 @app.command()

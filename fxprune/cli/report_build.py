@@ -60,7 +60,7 @@ def _of_the_cut(cut: Cut | None, budget: dict[str, Any]) -> dict[str, Any]:
             "total": len(listed),
             "prunable": sum(g.units > 0 for g in listed),
             "frozen": [{"parameters": [n for n, _ in g.parameters], "reason": g.reason} for g in listed if not g.units],
-            **coupled(cut.groups, plan),
+            **coupled(cut.groups, plan.removed),
         },
         "verify": {
             "max_relative_error": cut.check.max_relative_error,

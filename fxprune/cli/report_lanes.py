@@ -7,6 +7,7 @@ used again below the last layer of its group.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,8 +64,11 @@ class Lanes:
     strokes: list[Stroke]
 
 
-def lanes(groups: dict[str, Any]) -> Lanes | None:
-    """Lay the picture out; None where the report says nothing about layers that share channels."""
+def lanes(groups: dict[str, Any], figures: Callable[[dict[str, Any]], str] = taken) -> Lanes | None:
+    """Lay the picture out; None where the report says nothing about layers that share channels.
+
+    ``figures`` says what stands beside a row, of the group that its layer writes.
+    """
     layers, coupled = groups.get("layers"), groups.get("coupled")
     if not layers or coupled is None:
         return None
@@ -76,7 +80,7 @@ def lanes(groups: dict[str, Any]) -> Lanes | None:
     many = max(lane.values(), default=0) + 1
     pitch = _WIDE_LANE if many <= _FEW else _LANE
     place = {number: start + lane[number] * pitch for number in spans}
-    figures = start + many * pitch
+    edge = start + many * pitch
     strokes = [
         Stroke(place[number], _y(first), _y(last), colours[number], _tip(coupled[number]))
         for number, (first, last) in spans.items()
@@ -90,12 +94,12 @@ def lanes(groups: dict[str, Any]) -> Lanes | None:
                 name=layer["name"],
                 label=label,
                 dots=_dots(layer, place, colours),
-                gone="" if written is None else taken(coupled[written]),
+                gone="" if written is None else figures(coupled[written]),
                 colour="" if written is None else colours[written],
             )
         )
-    width = figures + max((len(row.gone) for row in rows), default=0) * LETTER + _PAD
-    return Lanes(round(width), len(layers) * ROW + ROW, start - 1.5 * _PAD, figures, rows, strokes)
+    width = edge + max((len(row.gone) for row in rows), default=0) * LETTER + _PAD
+    return Lanes(round(width), len(layers) * ROW + ROW, start - 1.5 * _PAD, edge, rows, strokes)
 
 
 def colour(number: int, group: dict[str, Any]) -> str:

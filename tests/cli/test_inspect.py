@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from cli.browser import CHROMIUM, Page
 
 from fxprune.channels.groups import Group
 from fxprune.cli import inspect
@@ -26,6 +27,19 @@ class Decides(nn.Module):
 
     def forward(self, x):
         return self.layer(x) if x.sum() > 0 else x
+"""
+
+SORTS = """
+from torch import nn
+
+class Sorts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        h = self.a(x)
+        return self.b(h.sort(1)[0])
 """
 
 
@@ -50,6 +64,46 @@ def test_groups_as_text(call: Call, model_file: Path) -> None:
         "      0      5  7 (0)",
         "                stays: the model returns it (at output)",
     ]
+
+
+def test_groups_as_a_page(call: Call, model_file: Path, tmp_path: Path) -> None:
+    page = tmp_path / "groups.html"
+    code, text = call("groups", f"{model_file}:build", *INPUT, "--html", str(page))
+    assert code == 0
+    assert text.splitlines()[-1] == f"{page}: 48 removable units in 3 groups"
+    found = page.read_text()
+    assert "48 removable units in 3 groups" in found
+    assert "7.weight&nbsp;(0)" in found
+    assert "the model returns it (at output)" in found
+    assert "Outputs stay as they are" in found
+    assert "<script" not in found
+    assert found.count('class="layer"') == 3
+    code, text = call("groups", f"{model_file}:build", *INPUT, "--html", str(tmp_path))
+    assert code == 2
+    assert "is a folder; name the file" in text
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("width", [1200, 420])
+def test_the_page_of_groups_in_a_browser(call: Call, model_file: Path, tmp_path: Path, width: int) -> None:
+    file = tmp_path / "groups.html"
+    assert call("groups", f"{model_file}:build", *INPUT, "--html", str(file))[0] == 0
+    with Page() as page:
+        page.open(file, width)
+        assert page.run("document.documentElement.scrollWidth") <= width
+        assert page.run("document.querySelectorAll('#groups tr').length") == 4
+        assert not page.problems
+        assert all(address.startswith("file:") for address in page.requests)
+
+
+def test_an_explanation_says_where_and_what_to_do(call: Call, tmp_path: Path) -> None:
+    file = tmp_path / "sorts.py"
+    file.write_text(SORTS)
+    code, text = call("explain", f"{file}:Sorts", "a.weight", "--input", "2x3")
+    assert code == 0
+    assert "stays: aten.sort" in text
+    assert "sorts.py:11" in text
+    assert "Sort or pick along another dimension" in text
 
 
 def test_a_long_group_is_cut_short() -> None:
