@@ -38,13 +38,14 @@ TITLES = {
 }
 UNPRUNED = ("unpruned", "unpruned-frozen", "unpruned-scales")
 ABLATION = {
-    "basis": "importance summed over the training",
-    "basis-last": "importance summed over its last epoch",
-    "basis-eval": "importance of one pass in eval mode, when it is over",
-    "basis-singular": "singular values",
-    "basis-fixed": "one pass in eval mode; scales are never trained",
+    "basis": "squared change of the loss per parameter, summed over the training",
+    "basis-layer": "the same, by its share of its layer's",
+    "basis-plain": "the same, as it is",
+    "basis-last": "per parameter, summed over the last epoch",
+    "basis-singular": "squared singular values per parameter",
+    "basis-fixed": "per parameter, in eval mode; scales are never trained",
 }
-ABLATED_AT = 0.9
+ABLATED_AT = 0.95
 PAIRS = (
     ("basis", "channels"),
     ("basis", "channels-frozen"),

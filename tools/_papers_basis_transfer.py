@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 
 from fxprune.capture import Traced, trace
+from fxprune.linear.basis_budget import Ranking
 from fxprune.passes import DecomposeBasis
 from fxprune.pipeline import Pipeline
 from fxprune.training import BasisScaling, Recipe, finetune
@@ -47,6 +48,7 @@ class Settings:
         lr: The highest rate where all weights are trained.
         frozen_lr: The highest rate where single weights are not.
         channels: See ``CHANNELS``.
+        ranking: How basis vectors of different layers are compared.
     """
 
     nets: tasks.Settings
@@ -57,6 +59,7 @@ class Settings:
     lr: float = 0.2
     frozen_lr: float = 0.4
     channels: float = CHANNELS
+    ranking: Ranking = "cost"
 
     @property
     def digest(self) -> str:

@@ -23,7 +23,7 @@ from fxprune.capture import Traced
 from fxprune.channels import find_groups
 from fxprune.errors import BudgetError, VerifyError
 from fxprune.linear.basis import singular_values, with_vectors_dropped
-from fxprune.linear.basis_budget import choose_vectors
+from fxprune.linear.basis_budget import Ranking, choose_vectors
 from fxprune.linear.basis_costs import BasisCosts
 from fxprune.passes import MergeBasis, PruneChannels
 from fxprune.pipeline import Pipeline
@@ -116,10 +116,13 @@ class Run:
         )
         return Pipeline([PruneChannels(plan)])(traced).traced
 
-    def drop(self, tuned: Traced, scores: Mapping[str, Tensor], keep: float) -> tuple[Traced, dict[str, list[int]]]:
+    def drop(
+        self, tuned: Traced, scores: Mapping[str, Tensor], keep: float, ranking: Ranking | None = None
+    ) -> tuple[Traced, dict[str, list[int]]]:
         """Set the scales of the least important vectors to zero; ``keep`` is a share of the dense parameters."""
         single = BasisCosts(tuned).counts({}).single.params
-        choice = choose_vectors(tuned, scores, params=min(1.0, keep * self.dense / single))
+        share, ranking = min(1.0, keep * self.dense / single), ranking or self.case.settings.ranking
+        choice = choose_vectors(tuned, scores, params=share, ranking=ranking)
         return with_vectors_dropped(tuned, choice.dropped), choice.dropped
 
     def merge(self, traced: Traced) -> Traced:
@@ -149,16 +152,15 @@ def _channels(run: Run, keep: float, way: str) -> Traced:
     return run.merge(tuned) if way == "scales" else tuned
 
 
-def _basis(run: Run, keep: float, rank: str) -> Traced:
+def _basis(run: Run, keep: float, kind: str = "taylor", ranking: Ranking | None = None) -> Traced:
     """Drop vectors from the network with trained scales, and train scales on."""
     tuned = run.adapted("scales")
-    scores: Callable[[], Mapping[str, Tensor]] = {
-        "taylor": lambda: tuned.scores,
-        "last": lambda: tuned.last,
-        "eval": lambda: basis_importance(tuned.traced, batches(run.case)),
-        "singular": lambda: singular_values(tuned.traced.module),
-    }[rank]
-    dropped, which = run.drop(tuned.traced, scores(), keep)
+    scores: Mapping[str, Tensor] = {
+        "taylor": tuned.scores,
+        "last": tuned.last,
+        "singular": {path: values**2 for path, values in singular_values(tuned.traced.module).items()},
+    }[kind]
+    dropped, which = run.drop(tuned.traced, scores, keep, ranking)
     run.note(dropped)
     return run.merge(run.tune(dropped, "scales", dropped=which).traced)
 
@@ -197,12 +199,13 @@ METHODS: dict[str, Callable[[Run, float], Traced]] = {
     "channels": lambda run, keep: _channels(run, keep, "all"),
     "channels-frozen": lambda run, keep: _channels(run, keep, "frozen"),
     "channels-scales": lambda run, keep: _channels(run, keep, "scales"),
-    "basis": lambda run, keep: _basis(run, keep, "taylor"),
+    "basis": _basis,
     "double": _double,
     "double-reverse": _double_reverse,
     "basis-all": lambda run, keep: _basis_then(run, keep, "all"),
+    "basis-layer": lambda run, keep: _basis(run, keep, ranking="layer"),
+    "basis-plain": lambda run, keep: _basis(run, keep, ranking="plain"),
     "basis-last": lambda run, keep: _basis(run, keep, "last"),
-    "basis-eval": lambda run, keep: _basis(run, keep, "eval"),
     "basis-singular": lambda run, keep: _basis(run, keep, "singular"),
     "basis-fixed": lambda run, keep: _basis_then(run, keep, "frozen"),
 }
