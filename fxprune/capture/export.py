@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from fxprune.capture.accepted import accepted, check_samples
 from fxprune.capture.by_region import capture_regions
 from fxprune.capture.program import as_layers, at_least_two, batch_shapes, export_program, normalised, quiet_eval
 from fxprune.capture.propagate import KEY, propagate
 from fxprune.capture.scaled import sizes_from_symbols
 from fxprune.capture.traced import Traced
-from fxprune.errors import CaptureError, InputError
+from fxprune.errors import CaptureError
 
 
 def trace(
@@ -33,7 +34,8 @@ def trace(
     ``Traced.regions`` says which, and why not more.
 
     Args:
-        model: The module to capture.
+        model: The module to capture; of ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` what they
+            wrap.
         example_inputs: One tensor, or a tuple of inputs. A batch of one is repeated to two, because a size of one
             cannot be made dynamic.
         kwargs: Keyword inputs.
@@ -43,14 +45,13 @@ def trace(
 
     Raises:
         CaptureError: The model cannot be captured; the message names the module and the source line.
-        InputError: ``model`` is not a module, or it does not run on the inputs.
+        InputError: ``model`` is not a module, is a TorchScript program, has quantised or sparse weights, or does not
+            run on the inputs; or these hold no sample.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"trace takes a torch.nn.Module, and got {type(model).__name__}; if it is a factory, call it first"
-        )
+    model = accepted(model)
     args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
     named = dict(kwargs or {})
+    check_samples(args, named)
     with quiet_eval(model):
         try:
             return _whole(model, args, named, dynamic_batch)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture import Traced
@@ -102,8 +102,9 @@ def verify_with(
         raise VerifyError(f"the cut model has {len(found)} outputs, the original {len(reference)}")
     if all(_is_vacuous(output) for output in reference):
         raise VerifyError(
-            "every output of the reference is one constant (or not finite), so comparing with it proves nothing; "
-            "load trained weights, or give layers whose weights are all zero (often the last one) random values first"
+            f"every output of the reference is one constant (or not finite){_unfit(traced.module)}, so comparing with "
+            "it proves nothing; load trained weights, or give layers whose weights are all zero (often the last one) "
+            "random values first"
         )
     errors = [relative_error(a, b) for a, b in zip(found, reference, strict=True)]
     result = Verification(max(errors), "float64", tolerance, len(errors))
@@ -161,6 +162,16 @@ def _one_more(leaf: Any, batch: int | None) -> Any:
     if not isinstance(leaf, Tensor) or batch is None or leaf.shape[0] != batch:
         return leaf
     return torch.cat([leaf, leaf[:1]])
+
+
+def _unfit(module: nn.Module) -> str:
+    """Name weights that are no numbers."""
+    found = [
+        name
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]
+        if tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all())
+    ]
+    return f", and {', '.join(found[:3])} {'hold' if len(found) > 1 else 'holds'} values that are not" if found else ""
 
 
 def relative_error(found: Tensor, reference: Tensor) -> float:

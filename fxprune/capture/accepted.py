@@ -1,0 +1,65 @@
+"""What ``trace`` takes: wrappers are taken off, and what has no layers to work on is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import InputError
+
+_INSIDE = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
+"""Wrappers that compute what they wrap does -> where they keep it."""
+_LATER = "integers cannot be cut and compared, so prune first, and quantise what is left"
+
+
+def accepted(model: Any) -> nn.Module:
+    """Return the model inside its wrappers.
+
+    Raises:
+        InputError: It is no module, is a TorchScript program, or has quantised or sparse weights.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"trace takes a torch.nn.Module, and got {type(model).__name__}; if it is a factory, call it first"
+        )
+    inside: nn.Module = model
+    while isinstance(found := getattr(inside, _INSIDE.get(type(inside).__name__, ""), None), nn.Module):
+        inside = found
+    for path, module in inside.named_modules():
+        where = f"{path or 'the model'} ({type(module).__name__})"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(
+                f"{where} is a TorchScript program, whose layers cannot be told apart; give the module that it was "
+                "scripted or traced from"
+            )
+        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
+            raise InputError(
+                f"{where} is quantised, and integers cannot be cut and compared; prune first, quantise then"
+            )
+    for name, tensor in [*inside.named_parameters(), *inside.named_buffers()]:
+        if tensor.layout != torch.strided:
+            raise InputError(
+                f"{name} is stored as {str(tensor.layout).removeprefix('torch.')}; make it dense (to_dense())"
+            )
+        if tensor.is_quantized:
+            raise InputError(
+                f"{name} is quantised, and integers cannot be cut and compared; prune first, quantise then"
+            )
+    return inside
+
+
+def check_samples(args: Any, kwargs: Any) -> None:
+    """Refuse inputs without a sample: nothing could be counted or compared.
+
+    Raises:
+        InputError: A tensor has no elements in its first dimension.
+    """
+    for place, leaf in pytree.tree_flatten_with_path((args, kwargs))[0]:
+        if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == 0:
+            raise InputError(
+                f"the example input{pytree.keystr(place[1:])} has shape {tuple(leaf.shape)}, which holds no sample; "
+                "give one at least"
+            )

@@ -1,0 +1,115 @@
+"""What is given to ``trace`` in place of a plain module with plain weights."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fxprune import Pipeline, make_plan, passes, trace
+from fxprune.errors import InputError, VerifyError
+
+IMAGE = torch.randn(2, 3, 6, 6)
+
+
+def _net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    ).eval()  # fmt: skip
+
+
+def _halved(model: nn.Module, example: Any = IMAGE) -> nn.Module:
+    traced = trace(model, example)
+    return Pipeline([passes.PruneChannels(make_plan(traced, macs=0.5, round_to=1))])(traced).traced.module
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda model: torch.compile(nn.DataParallel(model))])
+def test_wrappers_are_taken_off(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    small = _halved(wrap(_net()))
+    assert set(small.state_dict()) == set(_net().state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_kept(dtype: torch.dtype) -> None:
+    small = _halved(_net().to(dtype), IMAGE.to(dtype))
+    assert {value.dtype for value in small.parameters()} == {dtype}
+
+
+def test_frozen_parameters_are_pruned_and_stay_frozen() -> None:
+    small = _halved(_net().requires_grad_(False))
+    assert not any(value.requires_grad for value in small.parameters())
+    assert sum(value.numel() for value in small.parameters()) < sum(value.numel() for value in _net().parameters())
+
+
+def test_hooks_and_parametrizations_are_part_of_what_is_computed() -> None:
+    model = _net()
+    torch.nn.utils.parametrizations.weight_norm(model[3])
+    torch.nn.utils.parametrizations.spectral_norm(model[6])
+    model[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    traced = trace(model, IMAGE)
+    torch.testing.assert_close(traced.run((IMAGE,))[0], model(IMAGE))
+    _halved(model)
+
+
+def _quantised() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(3, 4)), {nn.Linear})  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _sparse() -> nn.Module:
+    layer = nn.Linear(3, 4)
+    layer.weight = nn.Parameter(layer.weight.detach().to_sparse())
+    return nn.Sequential(layer)
+
+
+def _scripted(make: Callable[..., Any], *args: Any) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make(nn.Sequential(nn.Linear(3, 4)), *args)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: _net, "got function; if it is a factory, call it first"),
+        (lambda: _scripted(torch.jit.script), r"TorchScript program.*give the module that it was scripted"),
+        (lambda: _scripted(torch.jit.trace, torch.randn(2, 3)), r"TorchScript program"),
+        (_quantised, r"0 \(Linear\) is quantised.*prune first"),
+        (_sparse, r"0.weight is stored as sparse_coo; make it dense"),
+    ],
+)
+def test_what_has_no_layers_to_work_on_is_refused(build: Callable[[], Any], words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        trace(build(), torch.randn(2, 3))
+    assert "\n" not in str(caught.value)
+
+
+def test_inputs_without_a_sample_are_refused() -> None:
+    with pytest.raises(InputError, match=r"example input\[0\] has shape \(0, 3, 6, 6\), which holds no sample"):
+        trace(_net(), IMAGE[:0])
+
+
+def test_an_empty_dimension_that_is_no_batch_is_no_obstacle() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that nothing was drawn for it
+        first = nn.Linear(0, 4)
+    _halved(nn.Sequential(first, nn.ReLU(), nn.Linear(4, 6), nn.Linear(6, 4)), torch.randn(2, 0))
+
+
+def test_inputs_on_another_device_are_named() -> None:
+    with pytest.raises(InputError, match="cpu is not on the expected device meta"):
+        trace(_net(), IMAGE.to("meta"))
+
+
+def test_weights_that_are_no_numbers_are_named() -> None:
+    model = _net()
+    model.get_parameter("3.weight").data[0, 0, 0, 0] = float("nan")
+    with pytest.raises(VerifyError, match=r"not finite\), and 3.weight holds values that are not"):
+        _halved(model)
