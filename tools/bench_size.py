@@ -160,10 +160,9 @@ def measure_stream(size: str) -> dict[str, Any]:
         dense = Path(folder) / "dense"
         _write_random(model, dense)
         weights = Shards(dense, buffers)
-        before = _resident()
         start = time.process_time()
         plan = make_plan(traced, macs=0.5, importance=weights.importance("l2"))
-        scored = time.process_time()
+        scored, before = time.process_time(), _resident()
         peak = _Peak()
         found = cut_shards(traced, plan, weights, Path(folder) / "out")
         cut_peak = peak.stop()
