@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ _SMALL = {"min_size": 160, "max_size": 224}
 SCORE = 0.001
 """Scores from which a box counts: with random weights none of the classes is likely."""
 
+_LAST = re.compile(
+    r"(cls_logits|cls_score|bbox_reg|bbox_pred|bbox_ctrness|mask_fcn_logits|kps_score_lowres|module_list\.\d+(\.1)?)$"
+)
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
@@ -43,6 +47,7 @@ def build(name: str, seed: int = 0, **options: Any) -> nn.Module:
             module.score_thresh = SCORE  # type: ignore[assignment]
     randomize(model, seed + 1)
     _calibrate(model, seed)
+    _moderate(model, seed)
     return model
 
 
@@ -58,6 +63,21 @@ def _calibrate(model: nn.Module, seed: int) -> None:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.eval().momentum = momentum
         _blur(norm, generator)
+
+
+@torch.no_grad()
+def _moderate(model: nn.Module, seed: int) -> None:
+    """Scale what the heads say to a deviation of 0.7: no score is sure, and no box is all of the image or nothing."""
+    layers = [module for path, module in model.named_modules() if _LAST.search(path) and hasattr(module, "weight")]
+    said: dict[nn.Module, list[float]] = {layer: [] for layer in layers}
+    handles = [layer.register_forward_hook(lambda m, _, out: said[m].append(float(out.std()))) for layer in layers]
+    model(images(seed=seed + 2))
+    for handle in handles:
+        handle.remove()
+    for layer, deviations in said.items():
+        found = max(deviations, default=0.0)
+        for parameter in layer.parameters():
+            parameter.mul_(0.7 / found if found > 0 else 1.0)
 
 
 def images(seed: int = 7) -> list[Tensor]:
