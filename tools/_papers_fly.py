@@ -126,25 +126,29 @@ def _introduction(scale: str) -> str:
     digits, shapes = SCALES[scale]["digits"], SCALES[scale]["shapes"]
     return _INTRODUCTION.format(
         digits=digits.epochs, shapes=shapes.epochs, lr=digits.lr, strength=digits.strength, first=TITLES["prune-first"],
-        images=digits.calibration,
+        images=digits.calibration, test=digits.test,
     )  # fmt: skip
 
 
 _INTRODUCTION = """\
-Each network is trained, and then trained again by each method: {digits} epochs on digits, {shapes} on shapes, at a rate
-of {lr:g}, with a penalty of strength {strength:g}. Then single weights are pruned: the set that was driven to zero at
-the ratio that the penalty was trained for, and else the smallest of each layer; the first convolution and depthwise
-ones are left whole. Nothing is trained behind that, except by `{first}`, the control: the smallest weights go first,
-and the same epochs follow. "+ BN" calibrates batch norms on {images} training images without their labels. Means over
-seeds in per cent; differences are paired, with 95 % intervals by Student's t, bold where they exclude 0.
+The tasks and networks are those of docs/recovery.md. Each network is trained, and then trained again by each method:
+{digits} epochs on digits, {shapes} on shapes, at a rate of {lr:g}, with a penalty of strength {strength:g}. Then single
+weights are pruned: the set that was driven to zero at the ratio that the penalty was trained for, and else the smallest
+of each layer; the first convolution and depthwise ones are left whole. Nothing is trained behind that, except in the
+control, "{first}": the smallest weights go first, and the same epochs follow. "+ BN" calibrates batch norms on {images}
+training images without their labels. Means over seeds in per cent of {test} test images; differences are paired, with
+95 % intervals by Student's t, bold where they exclude 0. "In the gap" are weights between a quarter and three quarters
+of the size that the penalty wants kept ones to have; files are compact ones, in kB.
 """
 
 
 def _curve(mine: Records) -> str:
+    """Return accuracies at all ratios; of fewer seeds than there are, how many they are of."""
+    seeds = len({record["seed"] for record in mine})
     networks = [(TITLES[name], _of(mine, name)) for name in ("plain", "sphere")]
     networks += [(f"{TITLES['fly']} for {ratio:.0%}", _of(mine, "fly", ratio)) for ratio in TARGETS]
     rows = [
-        [title + (" + BN" if bn else ""), "" if bn else _mean(group, _unpruned)]
+        [title + (" + BN" if bn else "") + _fewer(group, seeds), "" if bn else _mean(group, _unpruned)]
         + [_mean(group, _after(ratio, "zero" + bn)) for ratio in CURVE]
         for title, group in networks
         for bn in ("", " + bn")
@@ -152,8 +156,13 @@ def _curve(mine: Records) -> str:
     for bn in ("", " + bn"):
         groups = {ratio: _of(mine, "prune-first", ratio) for ratio in CONTROLS}
         cells = [_mean(groups[r], _after(r, "zero" + bn)) if r in groups else "" for r in CURVE]
-        rows.append([TITLES["prune-first"] + (" + BN" if bn else ""), "", *cells])
+        title = TITLES["prune-first"] + (" + BN" if bn else "") + _fewer(min(groups.values(), key=len), seeds)
+        rows.append([title, "", *cells])
     return _table(["zeros in their place", "unpruned", *(f"{ratio:.0%}" for ratio in CURVE)], rows)
+
+
+def _fewer(group: Records, seeds: int) -> str:
+    return f" ({len(group)} of {seeds} seeds)" if 0 < len(group) < seeds else ""
 
 
 def _claims(mine: Records) -> str:
@@ -210,16 +219,18 @@ def _sides(mine: Records) -> str:
     rows = []
     for ratio in TARGETS:
         for name, group in (("plain", _of(mine, "plain")), ("fly", _of(mine, "fly", ratio))):
-            parted = [_mean(group, _side(ratio, side), ".2g") + " %" if group else NONE for side in ("energy", "band")]
-            sizes = [_mean(group, _size(ratio, fill), ",.1f") if group else NONE for fill in FILLED]
-            whole = _mean(group, lambda r: r["bytes"]["dense"] / 1000, ",.1f") if group else NONE
-            rows.append([f"{TITLES[name]}, {ratio:.0%}", *parted, whole, *sizes])
+            sizes = [_mean(group, _size(ratio, fill), ",.1f") for fill in FILLED]
+            whole = _mean(group, lambda r: r["bytes"]["dense"] / 1000, ",.1f")
+            rows.append([f"{TITLES[name]}, {ratio:.0%}", *_parted(group, ratio), whole, *sizes])
     head = ["", "square norm of what goes", "weights in the gap", "kB unpruned"]
     return _table([*head, *(f"kB, {name}" for name in FILLED.values())], rows)
 
 
-def _side(ratio: float, side: str) -> Value:
-    return lambda record: 100 * float(record["sides"][str(ratio)][side])
+def _parted(group: Records, ratio: float) -> list[str]:
+    def side(name: str) -> str:
+        return _mean(group, lambda record: 100 * float(record["sides"][str(ratio)][name]), ".2g")
+
+    return [f"{side(name)} %" if group else NONE for name in ("energy", "band")]
 
 
 def _size(ratio: float, fill: str) -> Value:
@@ -235,7 +246,7 @@ def _ablation(found: Records) -> str:
         for bn in ("", " + bn"):
             after = _after(ABLATED_AT, "zero" + bn)
             row += [_mean(group, after), "" if name == "fly" else _gap(group, after, whole, after)]
-        rows.append([*row, *(_mean(group, _side(ABLATED_AT, side), ".2g") + " %" for side in ("energy", "band"))])
+        rows.append([*row, *_parted(group, ABLATED_AT)])
     head = ["", "seeds", "unpruned", f"{ABLATED_AT:.0%} pruned", "less the whole method"]
     return _table([*head, "+ BN", "less the whole method", "square norm of what goes", "weights in the gap"], rows)
 
