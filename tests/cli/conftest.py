@@ -73,7 +73,8 @@ def start() -> Start:
             text=True,
             start_new_session=True,
             preexec_fn=_heed_interrupts,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))},
+            # As many threads as the tests' own process has: sums in another order are other weights after a training.
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, folders))},
         )
 
     return run

@@ -128,10 +128,16 @@ def test_what_stays(case: str) -> None:
     check_pass(RemoveIdentity(), Net(STAYS[case]), X)
 
 
+def test_what_keeps_the_shape_at_the_only_batch_that_the_code_allows_is_an_identity() -> None:
+    """The exporter fixes the batch where the code names it, so that there is no other to think of."""
+    net = Net(lambda x: x.narrow(1, 0, 2)[..., 0, 0].reshape(2, -1))
+    assert not trace(net, X).batch_is_dynamic
+    check_pass(RemoveIdentity(), net, X, changed=["reshape"])
+
+
 @pytest.mark.parametrize(
     ("compute", "place", "reason"),
     [
-        (lambda x: x.narrow(1, 0, 2)[..., 0, 0].reshape(2, -1), "reshape", "only at the batch size of the example"),
         (lambda x: x[:1000], "slice_1", "only up to some batch size"),
         (lambda x: torch.ops.aten.slice(x.transpose(0, 1), 1, 0, 9), "slice_1", "only up to some batch size"),
         (lambda x: x.transpose(1, 2).contiguous(), "contiguous", "changes the memory layout"),
