@@ -73,6 +73,8 @@ class Operation:
         write: Adds lines; returns what they make, or None where the value does not fit.
         reads: Whether what is left of a value depends on all of its channels, so that a zero is not an absence.
         bakes: Whether the code names sizes that change with the widths.
+        repeats: Whether it makes new places by repeating values. A parameter that tells these apart makes units of
+            them, and a mean over places is then one over what is left.
     """
 
     name: str
@@ -80,20 +82,23 @@ class Operation:
     write: Callable[[Writer, Value], Value | None]
     reads: bool
     bakes: bool
+    repeats: bool
 
 
 OPERATIONS: dict[str, Operation] = {}
 _Write = Callable[["Writer", Value], "Value | None"]
 
 
-def operation(*kinds: str, reads: bool = False, bakes: bool = False) -> Callable[[_Write], _Write]:
+def operation(
+    *kinds: str, reads: bool = False, bakes: bool = False, repeats: bool = False
+) -> Callable[[_Write], _Write]:
     """Register a rule of the grammar under its own name."""
 
     def register(write: _Write) -> _Write:
         name = write.__name__.strip("_")
         if name in OPERATIONS:
             raise ValueError(f"there are two rules {name!r}")
-        OPERATIONS[name] = Operation(name, kinds, write, reads, bakes)
+        OPERATIONS[name] = Operation(name, kinds, write, reads, bakes, repeats)
         return write
 
     return register
@@ -176,7 +181,7 @@ class Program:
         source: The class ``Network``, as Python.
         inputs: Sizes of the inputs, without the batch.
         operations: Rules that wrote it.
-        reads: Whether a rule with ``reads`` is among them.
+        reads: Whether a rule with ``reads`` or ``repeats`` is among them.
         bakes: Whether a rule with ``bakes`` is among them.
     """
 
@@ -281,5 +286,5 @@ def _finish(writer: Writer, inputs: list[tuple[int, ...]]) -> Program:
     rules = [OPERATIONS[name] for name in writer.used]
     return Program(
         "\n".join(lines), tuple(inputs), tuple(writer.used),
-        any(rule.reads for rule in rules), any(rule.bakes for rule in rules),
+        any(rule.reads or rule.repeats for rule in rules), any(rule.bakes for rule in rules),
     )  # fmt: skip
