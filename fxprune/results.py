@@ -37,7 +37,8 @@ def load(directory: str | Path, factory: Callable[[], nn.Module], example: Any =
 
     Args:
         directory: What ``fxprune optimize --out`` named.
-        factory: Builds the dense model; its weights do not matter.
+        factory: Builds the dense model; its weights do not matter, but for a model that is captured by region: it runs
+            on the example, and has to call the same sub-modules as it did then.
         example: Example inputs of the shapes that the plan was made with, as :func:`fxprune.trace` takes them. None
             takes those that ``report.json`` has.
 
