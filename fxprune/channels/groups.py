@@ -117,10 +117,9 @@ class Groups:
         random = np.random.default_rng(0)
         for position, (name, d) in enumerate(self.parameters):
             axis = self._axis(name, d)
-            counts = np.bincount(axis, minlength=self.size).astype(np.uint64)
+            ids, places, counts = np.unique(axis, return_index=True, return_counts=True)
             with np.errstate(over="ignore"):
-                footprints += counts * random.integers(1, 2**63, dtype=np.uint64)
-            ids, places = np.unique(axis, return_index=True)
+                footprints[ids] += counts.astype(np.uint64) * random.integers(1, 2**63, dtype=np.uint64)
             first[ids] = np.minimum(first[ids], position * 2**32 + places)
         live = np.flatnonzero(self.live)
         order = live[np.argsort(first[live], kind="stable")]

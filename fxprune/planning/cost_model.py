@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -23,12 +24,14 @@ Labels = Ints | None
 class Polynomial:
     """A sum of products: ``sum(coefficient * prod(sizes[factors]))``, padded with axis 0, whose size is always 1.
 
-    Sizes are rounded up to a multiple of ``step``, as by kernels that work in blocks of channels.
+    Sizes are rounded up to a multiple of ``step``, as by kernels that work in blocks of channels. There are ``axes`` of
+    them.
     """
 
     coefficient: NDArray[np.float64]
     factors: Ints
     labels: tuple[str, ...]
+    axes: int
     step: int = 1
 
     def terms(self, sizes: Ints) -> NDArray[np.float64]:
@@ -38,6 +41,25 @@ class Polynomial:
     def at(self, sizes: Ints) -> float:
         """Return the sum for the given axis sizes."""
         return float(np.dot(self.coefficient, self._blocked(sizes)[self.factors].prod(axis=1)))
+
+    def part(self, sizes: Ints, rows: Ints) -> float:
+        """Return the sum of some of the products only."""
+        factors = self.factors[rows]
+        taken = np.where(factors == 0, 1, -(-sizes[factors] // self.step) * self.step)
+        return float(np.dot(self.coefficient[rows], taken.prod(axis=1)))
+
+    def rows_of(self, axes: Ints) -> Ints:
+        """Return the products that some of these axes are factors of."""
+        start, rows = self._rows
+        return np.unique(np.concatenate([rows[start[axis] : start[axis + 1]] for axis in axes.tolist()]))
+
+    @functools.cached_property
+    def _rows(self) -> tuple[Ints, Ints]:
+        """The products of each axis, one axis after the other, and where each axis begins."""
+        flat = self.factors.reshape(-1)
+        order = np.argsort(flat, kind="stable")
+        start = np.searchsorted(flat[order], np.arange(self.axes + 1))
+        return start, order // self.factors.shape[1]
 
     def _blocked(self, sizes: Ints) -> Ints:
         if self.step == 1:
@@ -122,17 +144,17 @@ class Builder:
         full[0] = 1
         weight = np.zeros(len(full), bool)
         weight[list(self._weights)] = True
-        metrics = {name: _polynomial(terms, self.steps.get(name, 1)) for name, terms in self._terms.items()}
+        metrics = {name: _polynomial(terms, len(full), self.steps.get(name, 1)) for name, terms in self._terms.items()}
         return CostModel(full, pairs // len(full), pairs % len(full), counts.astype(np.int64), weight, metrics)
 
 
-def _polynomial(terms: list[tuple[float, list[int], str]], step: int) -> Polynomial:
-    width = max((len(axes) for _, axes, _ in terms), default=0)
+def _polynomial(terms: list[tuple[float, list[int], str]], axes: int, step: int) -> Polynomial:
+    width = max((len(mine) for _, mine, _ in terms), default=0)
     factors = np.zeros((len(terms), max(width, 1)), np.int64)
-    for row, (_, axes, _) in enumerate(terms):
-        factors[row, : len(axes)] = axes
+    for row, (_, mine, _) in enumerate(terms):
+        factors[row, : len(mine)] = mine
     coefficient = np.array([term[0] for term in terms], np.float64)
-    return Polynomial(coefficient, factors, tuple(term[2] for term in terms), step)
+    return Polynomial(coefficient, factors, tuple(term[2] for term in terms), axes, step)
 
 
 def start_cost_model(traced: Traced, groups: Groups, units: Ints) -> Builder:

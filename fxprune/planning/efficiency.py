@@ -7,13 +7,14 @@ in a heap by what they lost per millisecond when last looked at, and looked at a
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
 
 from fxprune.planning.cost_model import CostModel, Ints
 from fxprune.planning.moves import Family, Moves, Scores
-from fxprune.planning.solve import Search
+from fxprune.planning.solve import Search, Widths
 
 LEAST = 0.125
 """Share of its units that a family keeps at least: what a layer of few units loses, no norm of weights tells."""
@@ -32,40 +33,39 @@ def by_efficiency(moves: Moves, families: list[Family], model: CostModel, metric
     search = Search(moves, model, metric, len(values))
     queues = _queues(moves, families)
     lost = np.add.reduceat(np.nan_to_num(values[moves.classes]), moves.start[:-1]) if len(moves) else np.empty(0)
-    sizes, now = model.full.copy(), search.metric.at(model.full)
+    widths = Widths(search, model.full)
 
-    def price(move: int) -> tuple[float, Ints]:
-        smaller = search.change(sizes, move, -1)
-        saved = now - search.metric.at(smaller)
-        return (float(lost[move]) / saved if saved > 0 else np.inf), smaller
+    def price(move: int) -> float:
+        saved = -widths.change(move, -1)
+        return float(lost[move]) / saved if saved > 0 else np.inf
 
-    heap = [(price(queue[0])[0], number) for number, queue in enumerate(queues)]
+    heap = [(price(queue[0]), number) for number, queue in enumerate(queues)]
     heapq.heapify(heap)
     taken: list[int] = []
     while heap:
         _, number = heapq.heappop(heap)
         move = queues[number][0]
-        cost, smaller = price(move)
+        cost = price(move)
         if heap and cost > heap[0][0]:
             heapq.heappush(heap, (cost, number))
             continue
         taken.append(move)
-        sizes, now = smaller, search.metric.at(smaller)
-        queues[number].pop(0)
+        widths.make(move, -1)
+        queues[number].popleft()
         if queues[number]:
-            heapq.heappush(heap, (price(queues[number][0])[0], number))
+            heapq.heappush(heap, (price(queues[number][0]), number))
     rest = np.setdiff1d(np.arange(len(moves)), taken)
     return reorder(moves, np.concatenate([np.array(taken, np.int64), rest]))
 
 
-def _queues(moves: Moves, families: list[Family]) -> list[list[int]]:
+def _queues(moves: Moves, families: list[Family]) -> list[deque[int]]:
     """Return the moves of each family that leave enough of it, in their order."""
-    queues: dict[int, list[int]] = {}
+    queues: dict[int, deque[int]] = {}
     kept = {number: float(family.total) for number, family in enumerate(families)}
     for move, family in enumerate(moves.family.tolist()):
         kept[family] -= moves.start[move + 1] - moves.start[move]
         if kept[family] >= LEAST * families[family].total:
-            queues.setdefault(family, []).append(move)
+            queues.setdefault(family, deque()).append(move)
     return list(queues.values())
 
 

@@ -11,6 +11,7 @@ from fxprune.planning.cost_model import Bools, CostModel, Ints, Polynomial
 from fxprune.planning.moves import Moves
 
 _SWAPS = 64  # how many later moves to try in place of earlier ones when the first answer is too far below the budget
+_CLOSE = 1e-9  # of the limit: nearer than this, a sum of many changes is not trusted
 _SLACK = 1 + 1e-12  # keep * full is a float product: 0.29 * 100 must still allow 29
 
 
@@ -27,8 +28,41 @@ class Selection:
         return self.value >= (1 - TOLERANCE) * limit
 
 
+class Widths:
+    """Axis sizes that change move by move, and the metric there; a move takes time in step with what it touches."""
+
+    def __init__(self, search: Search, sizes: Ints) -> None:
+        self._search, self.sizes = search, sizes.copy()
+        self.value = search.metric.at(sizes)
+
+    def change(self, move: int, sign: int) -> float:
+        """Return how the metric changes with one more move (``sign`` -1) or one taken back (+1)."""
+        axes, count, rows = self._search.touched(move)
+        before = self._search.metric.part(self.sizes, rows)
+        self.sizes[axes] += sign * count
+        change = self._search.metric.part(self.sizes, rows) - before
+        self.sizes[axes] -= sign * count
+        return change
+
+    def make(self, move: int, sign: int) -> None:
+        """Make a move, or take it back."""
+        axes, count, _ = self._search.touched(move)
+        self.value += self.change(move, sign)
+        self.sizes[axes] += sign * count
+
+    def fits(self, move: int, sign: int, limit: float) -> bool:
+        """Return whether the metric is within a limit after a move; a close call is worked out from the beginning."""
+        value = self.value + self.change(move, sign)
+        if abs(value - limit) <= _CLOSE * limit:
+            axes, count, _ = self._search.touched(move)
+            sizes = self.sizes.copy()
+            sizes[axes] += sign * count
+            value = self._search.metric.at(sizes)
+        return value <= limit
+
+
 class Search:
-    """Evaluates prefixes of the moves, and single moves, on the cost model."""
+    """Evaluates prefixes of the moves on the cost model, and knows what single moves touch."""
 
     def __init__(self, moves: Moves, model: CostModel, metric: str, classes: int) -> None:
         self.moves, self.model, self.classes = moves, model, classes
@@ -40,6 +74,7 @@ class Search:
         order = order[np.searchsorted(moved[order], 0) :]
         self._axis, self._count = model.entry_axis[order], model.entry_count[order]
         self._start = np.searchsorted(moved[order], np.arange(len(moves) + 1))
+        self._touched: dict[int, tuple[Ints, Ints, Ints]] = {}
 
     def prefix(self, length: int) -> Ints:
         """Return the axis sizes after the first ``length`` moves."""
@@ -47,12 +82,14 @@ class Search:
         lost = np.bincount(self._axis[:end], weights=self._count[:end], minlength=len(self.model.full))
         return self.model.full - lost.astype(np.int64)
 
-    def change(self, sizes: Ints, move: int, sign: int) -> Ints:
-        """Return the axis sizes after one more move (``sign`` -1) or one taken back (+1)."""
-        part = slice(self._start[move], self._start[move + 1])
-        sizes = sizes.copy()
-        np.add.at(sizes, self._axis[part], sign * self._count[part])
-        return sizes
+    def touched(self, move: int) -> tuple[Ints, Ints, Ints]:
+        """Return the axes that a move shortens, by how much, and the products of the metric that they are factors of."""
+        if move not in self._touched:
+            part = slice(self._start[move], self._start[move + 1])
+            axes, index = np.unique(self._axis[part], return_inverse=True)
+            count = np.bincount(index, weights=self._count[part]).astype(np.int64)
+            self._touched[move] = axes, count, self.metric.rows_of(axes)
+        return self._touched[move]
 
     def shortest(self, limit: float) -> int | None:
         """Return the fewest moves that meet the limit, None when all together do not."""
@@ -87,35 +124,34 @@ def solve(moves: Moves, model: CostModel, metric: str, keep: float, classes: int
             break
         family = moves.family[extra]
         added = np.flatnonzero(moves.family[length : extra + 1] == family) + length
-        sizes = search.prefix(length)
+        widths = Widths(search, search.prefix(length))
         for move in added:
-            sizes = search.change(sizes, int(move), -1)
+            widths.make(int(move), -1)
         swapped = made.copy()
         swapped[added] = True
-        other = _fill(search, swapped, sizes, limit, frozenset({int(family)}))
+        other = _fill(search, swapped, widths.sizes, limit, frozenset({int(family)}))
         best = other if other.value > best.value else best
     return best
 
 
 def _fill(search: Search, made: Bools, sizes: Ints, limit: float, done: frozenset[int]) -> Selection:
     """Take moves back while the limit holds. A family whose last move does not fit is done."""
-    made = made.copy()
-    sizes = _take_back(search, made, sizes, limit, set(done))
+    made, widths = made.copy(), Widths(search, sizes)
+    _take_back(search, made, widths, limit, set(done))
     if done:
-        sizes = _take_back(search, made, sizes, limit, set())  # at last even the move that was made on purpose
+        _take_back(search, made, widths, limit, set())  # at last even the move that was made on purpose
     removed = np.zeros(search.classes, bool)
     removed[search.moves.classes[np.repeat(made, np.diff(search.moves.start))]] = True
-    return Selection(removed, search.metric.at(sizes), search.moves.step)
+    return Selection(removed, search.metric.at(widths.sizes), search.moves.step)
 
 
-def _take_back(search: Search, made: Bools, sizes: Ints, limit: float, closed: set[int]) -> Ints:
-    """Clear in ``made`` the moves that fit back in and return the axis sizes then."""
-    for move in np.flatnonzero(made)[::-1]:
+def _take_back(search: Search, made: Bools, widths: Widths, limit: float, closed: set[int]) -> None:
+    """Clear in ``made`` the moves that fit back in, and undo them."""
+    for move in np.flatnonzero(made)[::-1].tolist():
         family = int(search.moves.family[move])
         if family not in closed:
-            larger = search.change(sizes, int(move), 1)
-            if search.metric.at(larger) <= limit:
-                made[move], sizes = False, larger
+            if widths.fits(move, 1, limit):
+                made[move] = False
+                widths.make(move, 1)
             else:
                 closed.add(family)
-    return sizes

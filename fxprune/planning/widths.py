@@ -16,8 +16,12 @@ def held_back(groups: Groups, free: Bools, scores: Scores) -> dict[str, Bools]:
     """
     stays = ~free
     held: dict[str, Bools] = {}
+    sizes = np.array([len(family) for family in groups.families], np.int64)
+    family_of = np.full(groups.size, -1)
+    if sizes.size:
+        family_of[np.concatenate(groups.families)] = np.repeat(np.arange(sizes.size), sizes)
     for minimum in groups.minimums:
-        if _is_safe(groups, minimum, stays):
+        if _is_safe(minimum, stays, family_of, sizes):
             continue
         chosen = _chosen(minimum, stays, scores)
         reason = f"{minimum.place} needs {minimum.least} of the values that it reads"
@@ -26,17 +30,19 @@ def held_back(groups: Groups, free: Bools, scores: Scores) -> dict[str, Bools]:
     return held
 
 
-def _is_safe(groups: Groups, minimum: Minimum, stays: Bools) -> bool:
+def _is_safe(minimum: Minimum, stays: Bools, family_of: Ints, sizes: Ints) -> bool:
     """Whether enough is left in any case: by what stays, or by families, each of which keeps a unit."""
     if minimum.left(stays) >= minimum.least:
         return True
-    return minimum.least == 1 and all(stays[axis].any() or _holds_a_family(groups, axis) for axis in minimum.axes)
+    return minimum.least == 1 and all(
+        stays[axis].any() or _holds_a_family(axis, family_of, sizes) for axis in minimum.axes
+    )
 
 
-def _holds_a_family(groups: Groups, axis: Ints) -> bool:
-    on_axis = np.zeros(groups.size, bool)
-    on_axis[axis] = True
-    return any(on_axis[family].all() for family in groups.families)
+def _holds_a_family(axis: Ints, family_of: Ints, sizes: Ints) -> bool:
+    """Whether all units of some family are on an axis."""
+    owners, found = np.unique(family_of[np.unique(axis)], return_counts=True)
+    return bool((found[owners >= 0] == sizes[owners[owners >= 0]]).any())
 
 
 def _chosen(minimum: Minimum, stays: Bools, scores: Scores) -> Bools:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fxprune.planning.cost_model import Builder, CostModel
 from fxprune.planning.moves import Family, Moves, build_moves
-from fxprune.planning.solve import Search, solve
+from fxprune.planning.solve import Search, Widths, solve
 
 
 def problem(widths: list[int], costs: list[int], step: int = 1) -> tuple[Moves, CostModel, int]:
@@ -79,10 +79,13 @@ def test_too_little_to_move_has_no_solution() -> None:
 def test_prefixes_and_single_moves_agree() -> None:
     moves, model, classes = problem([9, 7, 5], [3, 2, 8], step=2)
     search = Search(moves, model, "macs", classes)
-    sizes = search.prefix(0)
+    widths = Widths(search, search.prefix(0))
     for move in range(len(moves)):
-        sizes = search.change(sizes, move, -1)
-        assert sizes.tolist() == search.prefix(move + 1).tolist()
+        expected = search.metric.at(search.prefix(move + 1))
+        assert widths.value + widths.change(move, -1) == expected
+        widths.make(move, -1)
+        assert widths.sizes.tolist() == search.prefix(move + 1).tolist()
+        assert widths.value == expected
 
 
 def test_fifty_thousand_units_take_well_below_a_second() -> None:
