@@ -1,0 +1,263 @@
+"""The best depth, width and resolution under a budget.
+
+The cost of a network is taken as ``d^a w^b r^c`` of the whole one's, with exponents that are fitted to networks that
+were built (``1, 2, 2`` in theory; depthwise layers, the stem and the head deviate). Accuracy is maximised on a grid and
+refined by sequential quadratic programming; the conditions of Karush, Kuhn and Tucker, which the paper solves, hold at
+what is found. Then (:func:`buildable`) depths and resolutions are those that exist, and the width takes what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.optimize import minimize
+
+from fxprune.errors import BudgetError, InputError
+from fxprune.search.predictor import DIMENSIONS, Floats, Point, Predictor
+
+_GRID = 200  # steps of depth and width
+_STARTS = 5  # cells of the grid that are refined
+_DRAWS = 200
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a network costs, as shares of the whole one."""
+
+    depth: float
+    width: float
+    resolution: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """``cost = depth^a width^b resolution^c``.
+
+    Attributes:
+        exponents: Of depth, width and resolution; all above 0.
+        error: The largest relative deviation of a sample.
+    """
+
+    exponents: tuple[float, float, float] = (1.0, 2.0, 2.0)
+    error: float = 0.0
+
+    def at(self, shares: Floats) -> Floats:
+        """Return shares of the cost, shape (n,), for shares of the dimensions, shape (n, 3)."""
+        return np.asarray((shares ** np.array(self.exponents)).prod(axis=1))
+
+    def __call__(self, depth: float, width: float, resolution: float) -> float:
+        """Return the share of the cost of one network."""
+        return float(self.at(np.array([[depth, width, resolution]], np.float64))[0])
+
+    def solve(self, dimension: int, budget: float, others: Sequence[float]) -> float:
+        """Return the share of one dimension that makes the cost equal to a budget, given those of the other two."""
+        powers = [e for d, e in enumerate(self.exponents) if d != dimension]
+        rest = float(np.prod([share**power for share, power in zip(others, powers, strict=True)]))
+        return float((budget / rest) ** (1 / self.exponents[dimension]))
+
+
+def fit_power_law(samples: Iterable[Sample]) -> PowerLaw:
+    """Fit exponents to costs by least squares of logarithms; a dimension that never changes keeps the theory's.
+
+    Raises:
+        InputError: A cost or share is not above 0, or costs do not fall with a dimension.
+    """
+    rows = [s for s in samples if (s.depth, s.width, s.resolution) != (1.0, 1.0, 1.0)]
+    if not rows:
+        return PowerLaw()
+    shares = np.array([(s.depth, s.width, s.resolution) for s in rows], np.float64)
+    costs = np.array([s.cost for s in rows], np.float64)
+    if not ((shares > 0).all() and (costs > 0).all() and np.isfinite(costs).all()):
+        raise InputError("To fit costs, they and the shares of depth, width and resolution must be above 0.")
+    logs, exponents = np.log(shares), np.array(PowerLaw().exponents)
+    varies = (np.abs(logs) > 1e-12).any(axis=0)
+    if varies.any():
+        known = logs[:, ~varies] @ exponents[~varies]
+        exponents[varies] = np.linalg.lstsq(logs[:, varies], np.log(costs) - known, rcond=None)[0]
+    flat = [name for name, exponent in zip(DIMENSIONS, exponents, strict=True) if not exponent > 0]
+    if flat:
+        raise InputError(
+            f"The cost does not fall with the {' and the '.join(flat)}: the networks that were built along it are not "
+            "cheaper than the whole one. Leave that dimension out, or measure with more repetitions."
+        )
+    law = PowerLaw((float(exponents[0]), float(exponents[1]), float(exponents[2])))
+    return replace(law, error=float(np.abs(law.at(shares) / costs - 1).max()))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A network that may be built.
+
+    Attributes:
+        depth: Share of the depth.
+        width: Share of the width.
+        resolution: Share of the side of the images.
+        accuracy: Predicted.
+        cost: Predicted share of the whole network's.
+    """
+
+    depth: float
+    width: float
+    resolution: float
+    accuracy: float
+    cost: float
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """Depth, width and resolution."""
+        return self.depth, self.width, self.resolution
+
+
+Bounds = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+
+
+def sampled_bounds(points: Sequence[Point]) -> Bounds:
+    """Return the smallest and largest share of each dimension: a polynomial says nothing beyond them."""
+    columns = list(zip(*(point.shares for point in points), strict=True))
+    low, high = [min(column) for column in columns], [max(column) for column in columns]
+    return (low[0], high[0]), (low[1], high[1]), (low[2], high[2])
+
+
+def maximise(predictor: Predictor, law: PowerLaw, budget: float, bounds: Bounds) -> Choice:
+    """Return the best shares whose predicted cost is at most the budget, whether or not they can be built.
+
+    Args:
+        predictor: Of accuracy.
+        law: Of cost.
+        budget: Share of the whole network's cost, in (0, 1].
+        bounds: The smallest and largest share of each dimension.
+
+    Raises:
+        BudgetError: The cheapest network within the bounds costs more; the message says how much.
+    """
+    check_reachable(law, budget, bounds)
+    (d0, d1), (w0, w1), (r0, r1) = bounds
+    d, w = (axis.reshape(-1) for axis in np.meshgrid(np.linspace(d0, d1, _GRID), np.linspace(w0, w1, _GRID)))
+    a, b, c = law.exponents
+    r = np.minimum((budget / (d**a * w**b)) ** (1 / c), r1)
+    grid = np.stack([d, w, r], axis=1)[r >= r0]
+    corner = np.array([[d0, w0, r0]])  # it fits, even where no cell of the grid does
+    grid = np.vstack([grid, corner])
+    value = predictor.at(grid)
+    best, found = grid[np.argmax(value)], float(value.max())
+    for start in grid[np.argsort(-value, kind="stable")[:_STARTS]]:
+        refined = _refined(predictor, law, budget, bounds, start)
+        if refined is not None and predictor(*refined) > found:
+            best, found = refined, predictor(*refined)
+    shares = (float(best[0]), float(best[1]), float(best[2]))
+    return Choice(*shares, found, law(*shares))
+
+
+def check_reachable(law: PowerLaw, budget: float, bounds: Bounds) -> None:
+    """Raise a ``BudgetError`` where the cheapest network within the bounds costs more than a budget."""
+    least = law(*(low for low, _ in bounds))
+    if least > budget * (1 + 1e-9):
+        named = ", ".join(f"{name} {low:.3g}" for name, (low, _) in zip(DIMENSIONS, bounds, strict=True))
+        raise BudgetError(
+            f"The budget of {budget:.3g} of the cost cannot be reached: the smallest network that was looked at "
+            f"({named}) has {least:.3g} of it. Ask for at least {np.ceil(least * 1000) / 1000:.3g}, or allow smaller networks."
+        )
+
+
+def _refined(predictor: Predictor, law: PowerLaw, budget: float, bounds: Bounds, start: Floats) -> Floats | None:
+    """Return a local optimum near a start, in logarithms, where the constraint is a plane; None where there is none."""
+    exponents, limits = np.array(law.exponents), np.log(np.array(bounds))
+    found = minimize(
+        lambda logs: -float(predictor.at(np.exp(logs)[None])[0]),
+        np.clip(np.log(start), limits[:, 0], limits[:, 1]),
+        method="SLSQP",
+        bounds=limits,
+        constraints=[{"type": "ineq", "fun": lambda logs: np.log(budget) - exponents @ logs}],
+    )
+    shares = np.exp(np.clip(found.x, limits[:, 0], limits[:, 1]))
+    return shares if found.success and law(*shares) <= budget * (1 + 1e-9) else None
+
+
+def buildable(
+    predictor: Predictor,
+    law: PowerLaw,
+    budget: float,
+    depths: Sequence[float],
+    resolutions: Sequence[float],
+    widths: tuple[float, float],
+) -> list[Choice]:
+    """Return networks with depths and resolutions that exist and the width that the budget leaves, the best first.
+
+    Args:
+        predictor: Of accuracy.
+        law: Of cost.
+        budget: Share of the whole network's cost.
+        depths: Shares that can be built.
+        resolutions: Shares that can be built.
+        widths: The smallest and largest share; a network that fits with the largest is not made wider.
+
+    Raises:
+        BudgetError: No combination fits.
+    """
+    found = []
+    for depth in depths:
+        for resolution in resolutions:
+            width = min(law.solve(1, budget, (depth, resolution)), widths[1])
+            if width >= widths[0]:
+                shares = (depth, width, resolution)
+                found.append(Choice(*shares, predictor(*shares), law(*shares)))
+    if not found:
+        bounds = ((min(depths), 1.0), widths, (min(resolutions), 1.0))
+        check_reachable(law, budget, bounds)
+        raise BudgetError(
+            f"No depth and resolution that can be built leaves a width of {widths[0]:.3g} to {widths[1]:.3g} at a "
+            f"budget of {budget:.3g}. Allow narrower networks, or ask for a larger budget."
+        )
+    return sorted(found, key=lambda choice: (-choice.accuracy, choice.cost))
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How the optimum moves when accuracies are noisy.
+
+    Attributes:
+        noise: Standard deviation of the noise that was added.
+        mean: Of the optimal depth, width and resolution.
+        std: Their standard deviations.
+        accuracy: Standard deviation of the predicted accuracy of the optimum.
+    """
+
+    noise: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    accuracy: float
+
+
+def stability(
+    points: Sequence[Point],
+    best: Callable[[Sequence[Point]], Choice],
+    noise: float,
+    *,
+    draws: int = _DRAWS,
+    seed: int = 0,
+) -> Stability:
+    """Find the optimum again and again from accuracies with noise.
+
+    Args:
+        points: What was measured.
+        best: Fits a predictor and returns the optimum.
+        noise: Standard deviation of normal noise on every accuracy.
+        draws: How often.
+        seed: Of the noise.
+    """
+    generator = np.random.default_rng(seed)
+    found = []
+    for _ in range(draws):
+        shaken = [replace(p, accuracy=float(p.accuracy + generator.normal(0, noise))) for p in points]
+        found.append(best(shaken))
+    shares = np.array([choice.shares for choice in found])
+    mean, std = shares.mean(axis=0), shares.std(axis=0, ddof=1)
+    return Stability(
+        noise,
+        (float(mean[0]), float(mean[1]), float(mean[2])),
+        (float(std[0]), float(std[1]), float(std[2])),
+        float(np.std([choice.accuracy for choice in found], ddof=1)),
+    )
