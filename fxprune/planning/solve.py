@@ -83,7 +83,7 @@ class Search:
         return self.model.full - lost.astype(np.int64)
 
     def touched(self, move: int) -> tuple[Ints, Ints, Ints]:
-        """Return the axes that a move shortens, by how much, and the products of the metric that they are factors of."""
+        """Return the axes that a move shortens, by how much, and the metric's products that they are factors of."""
         if move not in self._touched:
             part = slice(self._start[move], self._start[move + 1])
             axes, index = np.unique(self._axis[part], return_inverse=True)

@@ -187,7 +187,7 @@ def _least_squares(matrix: Floats, target: Floats, weight: float) -> Floats:
 
 
 def _along_axes(shares: Floats, accuracy: Floats, powers: list[Floats], weight: float) -> list[Floats]:
-    """Return polynomials that are fitted to the points that are pruned in one dimension only; constant where none are."""
+    """Return polynomials fitted to the points that are pruned in one dimension only; constant where none are."""
     factors = []
     for d in range(3):
         alone = (np.delete(shares, d, axis=1) == 1).all(axis=1)

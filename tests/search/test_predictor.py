@@ -14,7 +14,7 @@ from fxprune.search.predictor import Point, choose_degree, fit_full, fit_special
 
 AXES = [(d, 1.0, 1.0) for d in (0.4, 0.6, 0.8)] + [(1.0, w, 1.0) for w in (0.4, 0.6, 0.8)]
 AXES += [(1.0, 1.0, r) for r in (0.5, 0.7, 0.85)] + [(1.0, 1.0, 1.0)]
-INSIDE = list(itertools.product((0.5, 0.7, 0.9), repeat=3))
+INSIDE = list(itertools.product((0.5, 0.7, 0.9), (0.5, 0.7, 0.9), (0.5, 0.7, 0.9)))
 
 
 def truth(shares: tuple[float, float, float], bends: tuple[float, float, float] = (0.5, 0.9, 0.7)) -> float:
@@ -44,7 +44,8 @@ def test_the_full_predictor_does_not_know_what_lies_between_the_axes() -> None:
     full, special = fit_full(points(AXES)), fit_specialised(points(AXES))
     error = {name: np.mean([abs(f(*x) - truth(x)) for x in INSIDE]) for name, f in (("full", full), ("one", special))}
     assert error["full"] > 5 * error["one"]
-    everywhere = list(itertools.product((0.4, 0.6, 0.8, 1.0), repeat=3))
+    some = (0.4, 0.6, 0.8, 1.0)
+    everywhere = list(itertools.product(some, some, some))
     dense = fit_full(points(everywhere), ridge=0.0)  # 64 points determine 64 coefficients
     assert max(abs(dense(*x) - truth(x)) for x in INSIDE) < 1e-9
 
