@@ -1,0 +1,182 @@
+"""The same model on images of another size.
+
+A model is free of the resolution where its code runs on another size of image and uses the same weights. Whether it
+does is found by capturing it there. Position tables with an entry for each patch are the usual exception: a model that
+is built for another size gets them by interpolation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.export import trace
+from fxprune.capture.traced import Traced
+from fxprune.errors import CaptureError, InputError
+
+Builder = Callable[[int], nn.Module]
+"""Builds the model for images whose shorter side has so many pixels."""
+
+_PREFIX = 8  # tokens in front of a table's grid, at most: class, distillation, registers
+aten = torch.ops.aten
+_WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+_POOLS = {aten.max_pool2d.default, aten.avg_pool2d.default, aten.conv2d.default, aten.max_pool2d_with_indices.default}
+
+
+def side_of(example_inputs: Any) -> int:
+    """Return the shorter side of the images among a model's inputs, in pixels.
+
+    Raises:
+        InputError: No input is a batch of images.
+    """
+    sides = [min(leaf.shape[2:]) for leaf in pytree.tree_leaves(example_inputs) if _is_images(leaf)]
+    if not sides:
+        raise InputError(
+            "no input is a batch of images (floats of batch x channels x height x width), so the model has no "
+            "resolution; leave that dimension out"
+        )
+    return int(sides[0])
+
+
+def resized(example_inputs: Any, side: int) -> Any:
+    """Return inputs whose images are scaled so that the shorter side has ``side`` pixels; all else is as it was."""
+    before = side_of(example_inputs)
+
+    def scale(leaf: Any) -> Any:
+        if not _is_images(leaf):
+            return leaf
+        size = [max(1, round(length * side / before)) for length in leaf.shape[2:]]
+        return leaf if size == list(leaf.shape[2:]) else F.interpolate(leaf, size, mode="bilinear", antialias=True)
+
+    return pytree.tree_map(scale, example_inputs)
+
+
+def at_resolution(
+    model: nn.Module | Builder, example_inputs: Any, side: int, *, kwargs: Mapping[str, Any] | None = None
+) -> Traced:
+    """Capture a model on images of another size.
+
+    Args:
+        model: A module, whose weights the capture shares; or a function of the side that builds one, for models that
+            are made for one size. :func:`fit_weights` gives the latter the weights of another size.
+        example_inputs: As for :func:`fxprune.trace`, of any size.
+        side: Pixels of the shorter side.
+        kwargs: Keyword inputs.
+
+    Raises:
+        InputError: There are no images, or the model does not run on this size; the message names the line.
+        CaptureError: It runs and cannot be captured.
+    """
+    if isinstance(side, bool) or not isinstance(side, int) or side < 1:
+        raise InputError(f"a side of {side!r} pixels is no size of an image; give a whole number above 0")
+    module = model if isinstance(model, nn.Module) else model(side)
+    args, named = resized((example_inputs, dict(kwargs or {})), side)
+    try:
+        return trace(module, args, kwargs=named)
+    except (InputError, CaptureError) as error:
+        hint = (
+            "; where it is made for one size, give a function that builds it for a side instead of the model"
+            if isinstance(model, nn.Module)
+            else ""
+        )
+        raise type(error)(f"the model cannot take images with a side of {side} pixels: {error}{hint}") from error
+
+
+def stride_of(traced: Traced) -> int:
+    """Return how many pixels of an image one position of the coarsest feature map stands for.
+
+    Feature maps are what convolutions and pooling with a window give; what is pooled to a fixed size does not count.
+    Images whose sides are multiples of it lose nothing at their edges, and smaller ones leave no position at all.
+
+    Raises:
+        InputError: The model takes no images.
+    """
+    side = side_of((traced.args, traced.kwargs))
+    maps = [node.meta["val"] for node in traced.module.graph.nodes if _has_window(node, traced.module)]
+    least = [min(value.shape[2:]) for value in maps if isinstance(value, Tensor) and value.ndim == 4]
+    return max([1, *(round(side / length) for length in least if length)])
+
+
+def _has_window(node: fx.Node, module: fx.GraphModule) -> bool:
+    if node.op == "call_module":
+        return isinstance(module.get_submodule(str(node.target)), _WINDOWS)
+    return node.op == "call_function" and node.target in _POOLS
+
+
+def _is_images(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim == 4
+
+
+# ---------------------------------------------------------------- weights of another size
+
+
+def fit_weights(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Load a state that was trained at another resolution, interpolating position tables, and return their names.
+
+    A table may be a sequence of tokens (a square grid, with up to eight tokens in front of it, which stay) or lie as a
+    grid in two of its dimensions. It is interpolated as torchvision does (bicubic, corners on corners). Buffers that
+    do not fit are the model's own: they are made from its sizes.
+
+    Raises:
+        InputError: A parameter has another shape and is no such table, or names are missing.
+    """
+    own, tables = model.state_dict(), list[str]()
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    if set(own) != set(state):
+        odd = sorted(set(own) ^ set(state))
+        raise InputError(
+            f"the weights and {type(model).__name__} do not have the same names ({', '.join(odd[:4])}); build the model "
+            "with the arguments that it was trained with, but for the size of images"
+        )
+    fitted: dict[str, Tensor] = {}
+    for name, tensor in own.items():
+        given = state[name]
+        if given.shape == tensor.shape:
+            fitted[name] = given
+        elif name not in parameters:
+            fitted[name] = tensor
+        else:
+            fitted[name] = interpolated(given, tuple(tensor.shape), name)
+            tables.append(name)
+    model.load_state_dict(fitted)
+    return tables
+
+
+def interpolated(table: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
+    """Return a table of positions for a grid of another size; see :func:`fit_weights`."""
+    differs = [d for d in range(table.ndim) if len(shape) == table.ndim and table.shape[d] != shape[d]]
+    if len(differs) == 2:
+        moved = table.movedim(differs, (-2, -1))
+        return _scaled(moved, [shape[d] for d in differs]).movedim((-2, -1), differs)
+    if len(differs) == 1:
+        (d,) = differs
+        for prefix in range(_PREFIX + 1):
+            before, after = _root(table.shape[d] - prefix), _root(shape[d] - prefix)
+            if before and after:
+                tokens = table.movedim(d, -1)
+                grid = tokens[..., prefix:].unflatten(-1, (before, before))
+                fitted = torch.cat([tokens[..., :prefix], _scaled(grid, [after, after]).flatten(-2)], -1)
+                return fitted.movedim(-1, d)
+    raise InputError(
+        f"{name} has the shape {tuple(table.shape)} in the weights and {shape} in the model, and is no table of positions "
+        "that could be interpolated: the model is made for one size of images"
+    )
+
+
+def _scaled(grid: Tensor, size: list[int]) -> Tensor:
+    """Interpolate the last two dimensions."""
+    flat = grid.reshape(1, -1, *grid.shape[-2:])
+    found = F.interpolate(flat.float(), size, mode="bicubic", align_corners=True)
+    return found.to(grid.dtype).reshape(*grid.shape[:-2], *size)
+
+
+def _root(count: int) -> int:
+    """Return the side of a square of so many patches, 0 where there is none."""
+    root = math.isqrt(count) if count > 0 else 0
+    return root if root * root == count else 0
