@@ -17,6 +17,7 @@ from fxprune.passes.over_parameterize import OverParameterize
 from fxprune.passes.prune_channels import PruneChannels
 from fxprune.passes.prune_weights import PruneWeights
 from fxprune.passes.remove_identity import RemoveIdentity
+from fxprune.passes.remove_layers import RemoveLayers
 from fxprune.passes.reparameterize import Reparameterize
 from fxprune.pipeline import Pass
 
@@ -31,6 +32,7 @@ PASSES: dict[str, type[Pass]] = {
         PruneChannels,
         PruneWeights,
         RemoveIdentity,
+        RemoveLayers,
         Reparameterize,
     )
 }
@@ -45,5 +47,6 @@ __all__ = [
     "PruneChannels",
     "PruneWeights",
     "RemoveIdentity",
+    "RemoveLayers",
     "Reparameterize",
 ]

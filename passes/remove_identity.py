@@ -111,7 +111,7 @@ def _same_tensor(node: fx.Node, source: fx.Node) -> bool:
 
 
 def _extents_at_another_batch(traced: Traced) -> dict[str, Any]:
-    """Return the extent of every node at another batch size than the example's; where there is none, the example's own.
+    """Return the extent of every node at another batch (and image) size than the example's, or else at its own.
 
     It is empty where the graph does not run at that size.
     """
@@ -120,7 +120,7 @@ def _extents_at_another_batch(traced: Traced) -> dict[str, Any]:
         module = copy_module(traced.module)
         try:
             with evaluating(module):
-                propagate(module, *traced.inputs(batch=2 * traced.batch + 1))
+                propagate(module, *traced.inputs(batch=2 * traced.batch + 1, scale=traced.another_size))
         except CaptureError:
             return {}
     return {node.name: _extent(node) for node in module.graph.nodes}
