@@ -9,11 +9,11 @@ from torch import nn
 
 from fxprune.capture.accepted import accepted, check_samples
 from fxprune.capture.by_region import capture_regions
-from fxprune.capture.program import as_layers, at_least_two, batch_shapes, export_program, normalised, quiet_eval
+from fxprune.capture.program import as_layers, at_least_two, export_program, normalised, open_shapes, quiet_eval
 from fxprune.capture.propagate import KEY, propagate
 from fxprune.capture.scaled import sizes_from_symbols
 from fxprune.capture.traced import Traced
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, InputError
 
 
 def trace(
@@ -22,6 +22,7 @@ def trace(
     *,
     kwargs: Mapping[str, Any] | None = None,
     dynamic_batch: bool = True,
+    dynamic_size: bool = False,
     regions: bool = True,
 ) -> Traced:
     """Capture ``model`` as one ``torch.fx`` graph that calls its layers by their own names.
@@ -41,6 +42,8 @@ def trace(
         kwargs: Keyword inputs.
         dynamic_batch: Whether dimension 0 may vary afterwards; where it cannot, the capture is static and says so in
             ``notes``.
+        dynamic_size: Whether the height and width of images may vary too, together with the batch; what the model's
+            code fixes is said in ``notes``. Windows and patches make this slow: capture for one size where it will do.
         regions: Whether to capture by region what cannot be captured whole; otherwise that is refused.
 
     Raises:
@@ -52,19 +55,22 @@ def trace(
     args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
     named = dict(kwargs or {})
     check_samples(args, named)
+    if dynamic_size and not dynamic_batch:
+        raise InputError("dynamic_size leaves the batch open too; leave dynamic_batch=False out")
     with quiet_eval(model):
         try:
-            return _whole(model, args, named, dynamic_batch)
+            return _whole(model, args, named, dynamic_batch, dynamic_size)
         except CaptureError as problem:
             if not regions:
                 raise
             return capture_regions(model, args, named, dynamic_batch, problem)
 
 
-def _whole(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_batch: bool) -> Traced:
+def _whole(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_batch: bool, size: bool) -> Traced:
     if dynamic_batch:
         args, kwargs = at_least_two(args, kwargs)
-    exported, shapes, notes = export_program(model, args, kwargs, batch_shapes(args, kwargs) if dynamic_batch else None)
+    asked = open_shapes(args, kwargs, size=size) if dynamic_batch else None
+    exported, shapes, notes = export_program(model, args, kwargs, asked)
     plain, more = normalised(exported, model)
     module = as_layers(model, plain)
     scaled = sizes_from_symbols(module, args, kwargs) if shapes is not None else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import re
 import sys
@@ -53,13 +54,20 @@ def at_least_two(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[A
     return doubled
 
 
-def batch_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return what ``torch.export`` takes to leave dimension 0 of every input open."""
+def open_shapes(args: tuple[Any, ...], kwargs: dict[str, Any], *, size: bool = False) -> Any:
+    """Return what ``torch.export`` takes to leave batches (dimension 0) open, and the height and width of images."""
 
-    def batch(leaf: Any) -> Any:
-        return {0: torch.export.Dim.AUTO} if isinstance(leaf, Tensor) and leaf.ndim else None
+    def shape(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.ndim:
+            return None
+        return dict.fromkeys([0, 2, 3] if size and is_images(leaf) else [0], torch.export.Dim.AUTO)
 
-    return in_order(pytree.tree_map(batch, (args, kwargs)))
+    return in_order(pytree.tree_map(shape, (args, kwargs)))
+
+
+def is_images(leaf: Any) -> bool:
+    """Whether an input is a batch of images: floats of batch x channels x height x width."""
+    return isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim == 4
 
 
 def in_order(shapes: Any) -> Any:
@@ -105,7 +113,7 @@ def export_program(
         try:
             program = _export(model, args, kwargs, shapes)
             if _batch_is_symbolic(program):
-                return program, shapes, notes
+                return program, *_really_open(program, args, kwargs, shapes)
             notes.append(f"the batch is static at {_batch_of(args, kwargs)}: the model's code fixes it")
             return program, None, notes
         except Exception as error:  # torch.export raises many kinds; each is reported below
@@ -130,10 +138,28 @@ def export_program(
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> Any:
     """Export without what torch prints before it raises: the whole graph as far as it got."""
+    shapes = _by_parameter(model, args, kwargs, shapes)
     swallowed = io.StringIO()
     swallowed.rich_proxied_file = getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # type: ignore[attr-defined]
     with contextlib.redirect_stderr(swallowed):
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> Any:
+    """Return the shapes under the names of the parameters of ``forward`` that take the inputs.
+
+    ``torch.export`` wants what ``*args`` and ``**kwargs`` take in containers of their own, and the rest in the order of
+    the signature, which may not be that of the call.
+    """
+    if shapes is None:
+        return None
+    try:
+        signature = inspect.signature(model.forward)
+        return dict(
+            signature.bind(*shapes[: len(args)], **dict(zip(kwargs, shapes[len(args) :], strict=True))).arguments
+        )
+    except (TypeError, ValueError):  # no signature, or one that does not fit: the model says more when it runs
+        return shapes
 
 
 def reason_of(error: FxPruneError) -> str:
@@ -147,6 +173,35 @@ def _depends_on_values(problem: Exception | None) -> bool:
 
 def _batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     return next((int(x.shape[0]) for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.ndim), 0)
+
+
+def _really_open(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> tuple[Any, list[str]]:
+    """Return the open dimensions without the heights and widths that the model's code fixes, and notes of these."""
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    given = iter([values.get(name) for name in program.graph_signature.user_inputs])
+    notes: list[str] = []
+
+    def keep(leaf: Any) -> Any:
+        value = next(given)
+        if not isinstance(leaf, Tensor) or not leaf.ndim:
+            return None
+        asked = [0, 2, 3] if is_images(leaf) else [0]
+        found = [d for d in asked if isinstance(value, Tensor) and is_open(value.shape[d])]
+        for d, name in ((2, "height"), (3, "width")):
+            if d in asked and d not in found and _asks(shapes, d):
+                notes.append(f"the {name} of images is fixed at {leaf.shape[d]}: the model's code fixes it")
+        return dict.fromkeys(found, torch.export.Dim.AUTO)
+
+    if not (_asks(shapes, 2) or _asks(shapes, 3)):
+        return shapes, notes
+    return in_order(pytree.tree_map(keep, (args, kwargs))), notes
+
+
+def _asks(shapes: Any, dimension: int) -> bool:
+    """Whether some input is asked to be open in a dimension."""
+    if isinstance(shapes, dict):
+        return dimension in shapes or any(_asks(part, dimension) for part in shapes.values())
+    return isinstance(shapes, (tuple, list)) and any(_asks(part, dimension) for part in shapes)
 
 
 def _batch_is_symbolic(program: Any) -> bool:

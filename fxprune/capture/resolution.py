@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.export import trace
+from fxprune.capture.program import is_images
 from fxprune.capture.traced import Traced
 from fxprune.errors import CaptureError, InputError
 
@@ -35,7 +36,7 @@ def side_of(example_inputs: Any) -> int:
     Raises:
         InputError: No input is a batch of images.
     """
-    sides = [min(leaf.shape[2:]) for leaf in pytree.tree_leaves(example_inputs) if _is_images(leaf)]
+    sides = [min(leaf.shape[2:]) for leaf in pytree.tree_leaves(example_inputs) if is_images(leaf)]
     if not sides:
         raise InputError(
             "no input is a batch of images (floats of batch x channels x height x width), so the model has no "
@@ -49,7 +50,7 @@ def resized(example_inputs: Any, side: int) -> Any:
     before = side_of(example_inputs)
 
     def scale(leaf: Any) -> Any:
-        if not _is_images(leaf):
+        if not is_images(leaf):
             return leaf
         size = [max(1, round(length * side / before)) for length in leaf.shape[2:]]
         return leaf if size == list(leaf.shape[2:]) else F.interpolate(leaf, size, mode="bilinear", antialias=True)
@@ -109,10 +110,6 @@ def _has_window(node: fx.Node, module: fx.GraphModule) -> bool:
     return node.op == "call_function" and node.target in _POOLS
 
 
-def _is_images(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim == 4
-
-
 # ---------------------------------------------------------------- weights of another size
 
 
@@ -131,8 +128,8 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     if set(own) != set(state):
         odd = sorted(set(own) ^ set(state))
         raise InputError(
-            f"the weights and {type(model).__name__} do not have the same names ({', '.join(odd[:4])}); build the model "
-            "with the arguments that it was trained with, but for the size of images"
+            f"the weights and {type(model).__name__} do not have the same names ({', '.join(odd[:4])}); build the "
+            "model with the arguments that it was trained with, but for the size of images"
         )
     fitted: dict[str, Tensor] = {}
     for name, tensor in own.items():
@@ -160,12 +157,12 @@ def interpolated(table: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
             before, after = _root(table.shape[d] - prefix), _root(shape[d] - prefix)
             if before and after:
                 tokens = table.movedim(d, -1)
-                grid = tokens[..., prefix:].unflatten(-1, (before, before))
+                grid = tokens[..., prefix:].reshape(*tokens.shape[:-1], before, before)
                 fitted = torch.cat([tokens[..., :prefix], _scaled(grid, [after, after]).flatten(-2)], -1)
                 return fitted.movedim(-1, d)
     raise InputError(
-        f"{name} has the shape {tuple(table.shape)} in the weights and {shape} in the model, and is no table of positions "
-        "that could be interpolated: the model is made for one size of images"
+        f"{name} has the shape {tuple(table.shape)} in the weights and {shape} in the model, and is no table of "
+        "positions that could be interpolated: the model is made for one size of images"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +50,16 @@ class Traced:
         """The batch size of the example inputs (1 where the model takes no tensor with dimensions)."""
         return first_size(pytree.tree_leaves((self.args, self.kwargs)))
 
-    def inputs(self, batch: int | None = None, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    @property
+    def another_size(self) -> float | None:
+        """A scale for images of a size that the example does not have; None where theirs is fixed, or differ."""
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        sizes = {tuple(x.shape[2:]) for x, dims in zip(leaves, self._open(), strict=True) if 2 in dims or 3 in dims}
+        return 1.5 if self.regions is None and len(sizes) == 1 else None
+
+    def inputs(
+        self, batch: int | None = None, seed: int = 0, *, scale: float | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return fresh random inputs of the example's shapes and dtypes.
 
         Floats are standard normal; integers and booleans are drawn from the values of the example, so that ids stay
@@ -58,13 +68,15 @@ class Traced:
         Args:
             batch: Size of dimension 0; None keeps the example's. Ignored where the batch is static.
             seed: Seed of the random numbers.
+            scale: Of the height and width of images; None keeps the example's. Ignored where these are fixed.
         """
         generator = torch.Generator().manual_seed(seed)
 
-        def fresh(leaf: Any, own: int | None) -> Any:
+        def fresh(leaf: Any, own: int | None, dims: tuple[int, ...]) -> Any:
             if not isinstance(leaf, Tensor):
                 return leaf
             shape = list(leaf.shape) if batch is None or own is None else [batch, *leaf.shape[1:]]
+            shape = [round(n * (scale or 1)) if d in dims and d > 1 else n for d, n in enumerate(shape)]
             if leaf.is_floating_point() or leaf.is_complex():
                 return torch.randn(shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
             values = leaf.flatten().cpu()
@@ -72,7 +84,7 @@ class Traced:
             return values[picks].to(leaf.device) if values.numel() else leaf
 
         leaves, nested = pytree.tree_flatten((self.args, self.kwargs))
-        args, kwargs = pytree.tree_unflatten(map(fresh, leaves, self.batches()), nested)
+        args, kwargs = pytree.tree_unflatten(map(fresh, leaves, self.batches(), self._open()), nested)
         return args, kwargs
 
     def batches(self) -> list[int | None]:
@@ -80,15 +92,20 @@ class Traced:
 
         It is the same for all of them, but for the regions of a model that was captured by region.
         """
+        leaves = pytree.tree_leaves((tuple(self.args), self.kwargs))
+        batches = [self.batch] * len(leaves) if self.regions is None else self.regions.batches(leaves)
+        return [b if 0 in dims else None for dims, b in zip(self._open(), batches, strict=True)]
+
+    def _open(self) -> list[tuple[int, ...]]:
+        """Return for each input in flat order which of its dimensions may have any size."""
         leaves, nested = pytree.tree_flatten((tuple(self.args), self.kwargs))
         if self.dynamic_shapes is None:
-            return [None] * len(leaves)
+            return [()] * len(leaves)
         given = self.dynamic_shapes
         shapes = tuple(given.values()) if isinstance(given, dict) else tuple(given)
         named = dict(zip(self.kwargs, shapes[len(self.args) :], strict=True))
         specs = nested.flatten_up_to((shapes[: len(self.args)], named))
-        batches = [self.batch] * len(leaves) if self.regions is None else self.regions.batches(leaves)
-        return [b if _is_open(leaf, spec) else None for leaf, spec, b in zip(leaves, specs, batches, strict=True)]
+        return [tuple(_open_dimensions(leaf, spec)) for leaf, spec in zip(leaves, specs, strict=True)]
 
     def flat(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> list[Any]:
         """Return inputs in the order of the graph's placeholders, whatever the order of the keys that name them.
@@ -139,8 +156,8 @@ class Traced:
         return "\n".join(lines)
 
 
-def _is_open(leaf: Any, spec: Any) -> bool:
-    if not isinstance(leaf, Tensor) or not leaf.ndim or not spec:
-        return False
-    size = spec.get(0) if isinstance(spec, dict) else spec[0]
-    return size is not None and not isinstance(size, int) and size is not torch.export.Dim.STATIC
+def _open_dimensions(leaf: Any, spec: Any) -> Iterator[int]:
+    if isinstance(leaf, Tensor) and leaf.ndim and spec:
+        for d, size in spec.items() if isinstance(spec, dict) else enumerate(spec):
+            if size is not None and not isinstance(size, int) and size is not torch.export.Dim.STATIC:
+                yield d

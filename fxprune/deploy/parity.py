@@ -97,7 +97,8 @@ def check_parity(
     Args:
         traced: What the file was exported from.
         path: The ONNX file.
-        batches: Batch sizes to run; where the batch is static, the example's own is run instead.
+        batches: Batch sizes to run; where the batch is static, the example's own is run instead. Where the size of
+            images may vary, the last of them is run at another one too.
         seed: Seed of the inputs.
 
     Raises:
@@ -112,6 +113,8 @@ def check_parity(
     if len(sizes) == 1:
         sizes *= 2  # two inputs at least, or a constant output could not be told from one that was computed
     runs = [_run(traced, session, size, seed + i) for i, size in enumerate(sizes)]
+    if traced.another_size is not None:
+        runs.append(_run(traced, session, sizes[-1], seed + len(sizes), traced.another_size))
     names = [output.name for output in session.get_outputs()]
     for run in runs:
         _check_alike(names, run)
@@ -124,8 +127,8 @@ def _takes_any_batch(session: Any) -> bool:
     return any(spec.shape and not isinstance(spec.shape[0], int) for spec in session.get_inputs())
 
 
-def _run(traced: Traced, session: Any, batch: int | None, seed: int) -> _Run:
-    args, kwargs = traced.inputs(batch, seed)
+def _run(traced: Traced, session: Any, batch: int | None, seed: int, scale: float | None = None) -> _Run:
+    args, kwargs = traced.inputs(batch, seed, scale=scale)
     inputs = [_array(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     specs = session.get_inputs()
     if len(specs) != len(inputs):

@@ -135,7 +135,7 @@ class _Sides:
 
 
 def _reference(sides: _Sides) -> tuple[Inputs, list[Tensor]]:
-    """Run the reference at another batch size than the example's, where it can be, and return the inputs too.
+    """Run the reference at another batch and image size than the example's, where it can be; return the inputs too.
 
     The labels were worked out at the size of the example. Some mistakes only show at another: a reshape may split it
     by chance where it would split no other.
@@ -145,6 +145,8 @@ def _reference(sides: _Sides) -> tuple[Inputs, list[Tensor]]:
     if traced.batch_is_dynamic:
         leaves, nested = pytree.tree_flatten(inputs)
         larger: Inputs = pytree.tree_unflatten(map(_one_more, leaves, traced.batches()), nested)
+        if traced.another_size is not None:
+            larger = traced.inputs(traced.batch + 1, scale=traced.another_size)
         try:
             return larger, sides.reference().run_flat(*larger)
         except Exception:  # an input whose first dimension is no batch, or a size that the model cannot take

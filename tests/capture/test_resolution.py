@@ -1,15 +1,23 @@
 """The same model on images of another size."""
 
+# Calling a module is Any to a type checker.
+# mypy: disable-error-code="no-any-return"
 from __future__ import annotations
 
+from pathlib import Path
+
+import onnxruntime
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 
+from fxprune import Pipeline, export_onnx, make_plan
 from fxprune.capture import trace
 from fxprune.capture.resolution import at_resolution, fit_weights, interpolated, resized, side_of, stride_of
+from fxprune.deploy.parity import check_parity
 from fxprune.errors import InputError
+from fxprune.passes import FuseBatchNorm, PruneChannels, RemoveIdentity
 
 
 def vit(side: int) -> nn.Module:
@@ -66,7 +74,7 @@ def test_a_transformers_stride_is_its_patch() -> None:
 def test_a_model_for_one_size_is_refused_with_its_line() -> None:
     with pytest.raises(InputError, match=r"side of 8 pixels.*return self.head.*function that builds it"):
         at_resolution(Flat(), torch.randn(2, 3, 16, 16), 8)
-    with pytest.raises(InputError, match="side of 24 pixels.*Wrong image height"):
+    with pytest.raises(InputError, match=r"side of 24 pixels.*Wrong image height"):
         at_resolution(vit(32), torch.randn(2, 3, 32, 32), 24)
 
 
@@ -107,7 +115,47 @@ def test_tables_that_lie_as_a_grid_are_interpolated_too() -> None:
 
 
 def test_what_is_no_table_is_refused() -> None:
-    with pytest.raises(InputError, match="head.weight.*no table of positions"):
+    with pytest.raises(InputError, match=r"head.weight.*no table of positions"):
         interpolated(torch.zeros(2, 1024), (2, 300), "head.weight")
     with pytest.raises(InputError, match="same names"):
         fit_weights(Flat(), {"conv.weight": torch.zeros(4, 3, 3, 3)})
+
+
+def test_sizes_that_are_left_open_stay_open_through_a_cut_and_an_export(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.shufflenet_v2_x0_5(weights=None, num_classes=5).eval()
+    traced = trace(model, torch.randn(2, 3, 64, 64), dynamic_size=True)
+    assert traced.another_size == 1.5
+    assert traced.inputs(3, scale=1.5)[0][0].shape == (3, 3, 96, 96)
+    found = Pipeline([PruneChannels(make_plan(traced, macs=0.5)), RemoveIdentity(), FuseBatchNorm()])(traced).traced
+    export_onnx(found, tmp_path / "model.onnx")
+    assert check_parity(found, tmp_path / "model.onnx").max_relative_error < 1e-5
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    images = torch.randn(1, 3, 128, 80)
+    (given,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(given), found.run((images,))[0], rtol=1e-4, atol=1e-5)
+
+
+def test_what_holds_at_the_examples_size_only_is_not_taken_away() -> None:
+    """A pool to 7 x 7 does nothing to 7 x 7, and something to all else."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(4 * 49, 3)).eval()
+    open_sizes = trace(model, torch.randn(2, 3, 7, 7), dynamic_size=True)
+    kept = Pipeline([RemoveIdentity()])(open_sizes).traced
+    images = torch.randn(2, 3, 14, 14)
+    with torch.no_grad():
+        torch.testing.assert_close(kept.run((images,))[0], model(images))
+
+
+def test_a_size_that_the_code_fixes_is_noted() -> None:
+    traced = trace(vit(32), torch.randn(2, 3, 32, 32), dynamic_size=True)
+    assert traced.batch_is_dynamic
+    assert traced.another_size is None
+    assert [note for note in traced.notes if "fixed" in note] == [
+        "the height of images is fixed at 32: the model's code fixes it",
+        "the width of images is fixed at 32: the model's code fixes it",
+    ]
+
+
+def test_a_static_batch_has_no_open_sizes() -> None:
+    with pytest.raises(InputError, match="dynamic_batch"):
+        trace(Flat(), torch.randn(2, 3, 16, 16), dynamic_batch=False, dynamic_size=True)
