@@ -276,11 +276,26 @@ def _runs_around_regions(traced: Traced, model: nn.Module) -> None:
 
 
 def _does_not_run(model: nn.Module, error: Exception) -> VerifyError:
+    unlike = _unlike_attention(model)
+    if unlike:
+        return VerifyError(
+            f"{type(model).__name__} does not run with the new sizes: {_first_line(error)}, {_place(error)}. {unlike} "
+            "is nn.MultiheadAttention, which has one width for its queries, its output and all heads together, and the "
+            "cut made them differ. Protect its parameters, or deploy the graph itself; the model is as it was"
+        )
     return VerifyError(
         f"{type(model).__name__} does not run with the new sizes: {_first_line(error)}, {_place(error)}. A "
         "width is written into the code there. Take it from a tensor (x.shape) or from the layer, or deploy "
         "the graph itself; the model is as it was"
     )
+
+
+def _unlike_attention(model: nn.Module) -> str:
+    """Return the path of an attention layer that lost heads or embedding, which its code cannot; "" if none did."""
+    for path, layer in model.named_modules():
+        if isinstance(layer, nn.MultiheadAttention) and set(layer.out_proj.weight.shape) != {layer.embed_dim}:
+            return str(path)
+    return ""
 
 
 def _doubled(model: nn.Module) -> nn.Module:

@@ -130,7 +130,7 @@ def build(
 
 def produced(module: nn.Module, parameter: str) -> tuple[int, ...]:
     """Return the dimensions of a parameter whose slices make a channel; zeroed there, the channel is zero."""
-    if isinstance(module, nn.Embedding) or (
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) or (
         isinstance(module, nn.modules.conv._ConvTransposeNd) and parameter == "weight"
     ):
         return (1,)
@@ -141,6 +141,8 @@ def produced(module: nn.Module, parameter: str) -> tuple[int, ...]:
         | nn.modules.batchnorm._NormBase
         | nn.GroupNorm
         | nn.RNNBase
+        | nn.RNNCellBase
+        | nn.Bilinear
         | nn.MultiheadAttention,
     ):
         return (0,)
@@ -1758,10 +1760,20 @@ class TopkChannels(Body):
         return self.classify(self.c(self.stem(x).topk(3, dim=1).values))
 
 
-@network(IMAGE, "c.weight:0", {"stem.weight:0": "fft"}, zero_keeps=False)
+@network(IMAGE, "c.weight:0", {"stem.weight:0": "cumprod"}, zero_keeps=False)
 class UnknownOp(Body):
-    """A Fourier transform over channels: nobody has a rule for it, and identity would be wrong."""
+    """A running product over channels: nobody has a rule for it, and identity would be wrong."""
 
+    def __init__(self) -> None:
+        super().__init__(8, 6)
+        self.c = conv(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.c(self.stem(x).cumprod(1)))
+
+
+@network(IMAGE, "c.weight:0", {"stem.weight:0": "Fourier"}, zero_keeps=False)
+class FourierOverChannels(Body):
     def __init__(self) -> None:
         super().__init__(8, 6)
         self.c = conv(5, 6)
@@ -2148,7 +2160,7 @@ class LowRankWeight(nn.Module):
         return self.head(F.linear(self.a(x), self.up @ self.down))
 
 
-@network(IMAGE, "stem.weight:0 c.weight:0", zero_keeps=False)
+@network(IMAGE, "stem.weight:0 sn.parametrizations.weight.original:0 c.weight:0", zero_keeps=False)
 class SpectralNorm(Body):
     """The weight is divided by an estimate of its largest singular value, made from two stored vectors."""
 
@@ -2186,9 +2198,9 @@ class WhereMask(Body):
         return self.classify(self.c(torch.where(mask, self.stem(x), self.b(x)).masked_fill(~mask.flip(2), 0.0)))
 
 
-@network(TOKENS, "", {**HEAD, "a.weight:0": "gru_cell", "cell.weight_hh:0": "gru_cell"})
+@network(TOKENS, "a.weight:0 cell.weight_ih:0 cell.weight_hh:0 cell.weight_hh:1 cell.bias_hh:0 head.weight:1", HEAD)
 class RecurrentCell(nn.Module):
-    """A GRU cell in a loop, which has no rule: all of it stays, and says so."""
+    """A GRU cell in a loop."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -2203,11 +2215,11 @@ class RecurrentCell(nn.Module):
 
 
 @network(
-    Inputs((normal(2, 6), normal(2, 5, seed=1))), "", {**HEAD, "a.weight:0": "bilinear", "both.weight:0": "bilinear"}
+    Inputs((normal(2, 6), normal(2, 5, seed=1))),
+    "a.weight:0 b.weight:0 both.weight:0 both.weight:1 both.weight:2 both.bias:0 head.weight:1",
+    HEAD,
 )
 class BilinearLayer(nn.Module):
-    """No rule either."""
-
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.both, self.head = nn.Linear(6, 7), nn.Linear(5, 8), nn.Bilinear(7, 8, 9), nn.Linear(9, 4)
@@ -2456,3 +2468,314 @@ class AttentionLearnedTokens(Heads):
         asked = self.q(ask).view(x.shape[0], -1, 3, 4).transpose(1, 2)
         z = F.scaled_dot_product_attention(asked, y, y, is_causal=True).mean(2, keepdim=True)
         return self.merge(y + z)
+
+
+# ---------------------------------------------------------------- steps of recurrence
+
+
+@network(TOKENS, "one.weight_hh:0 other.weight_ih:1 other.bias_hh:0 head.weight:1", HEAD)
+class LstmCell(nn.Module):
+    """Two cells on top of each other, the lower one without biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.head = nn.LSTMCell(6, 7, bias=False), nn.LSTMCell(7, 5), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.one(x[:, 0]), None
+        for t in range(1, x.shape[1]):
+            one = self.one(x[:, t], one)
+            other = self.other(one[0], other)
+        assert other is not None
+        return self.head(other[0])
+
+
+@network(TOKENS, "project.weight:0 cell.weight_ih:0 cell.weight_hh:1 head.weight:1", HEAD, zero_keeps=False)
+class SlotCell(nn.Module):
+    """Slot attention: the samples of the cell are learned slots, all of one batch in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots, self.project = nn.Parameter(torch.zeros(1, 3, 5)), nn.Linear(6, 5)
+        self.cell, self.head = nn.GRUCell(5, 5), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        slots = self.slots.expand(x.shape[0], -1, -1)
+        keys = self.project(x)
+        for _ in range(2):
+            updates = (slots @ keys.transpose(1, 2)).softmax(1) @ keys
+            slots = self.cell(updates.flatten(0, 1), slots.flatten(0, 1)).view(-1, 3, 5)
+        return self.head(slots.mean(1))
+
+
+@network(TOKENS, "gru.weight_hh_l0:0 gru.weight_ih_l1:1 head.weight:1", {**HEAD, "start:0": "layer"})
+class LearnedStart(nn.Module):
+    """An initial state that is a parameter: its first dimension counts layers, not channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.start = nn.GRU(6, 5, 2, batch_first=True), nn.Parameter(torch.zeros(2, 1, 5))
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.gru(x, self.start.expand(-1, x.shape[0], -1).contiguous())[0][:, -1])
+
+
+@network(Inputs((normal(2, 5, 6), normal(2, 1, 5, seed=1))), "a.weight:0", {"lstm.weight_hh_l0:0": "meets", **HEAD})
+class GivenState(nn.Module):
+    """The caller's initial state is as wide as the units, which therefore stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.lstm, self.head = nn.Linear(6, 7), nn.LSTM(7, 5, batch_first=True), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        h = state.transpose(0, 1).contiguous()
+        return self.head(self.lstm(self.a(x), (h, torch.zeros_like(h)))[0][:, -1])
+
+
+@network(TOKENS, "a.weight:0 head.weight:1", HEAD)
+class SingleUnits(nn.Module):
+    """Recurrent layers with one hidden unit, by module and by cell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.rnn, self.lstm = nn.Linear(6, 5), nn.RNN(5, 1, batch_first=True), nn.LSTM(5, 1, batch_first=True)
+        self.cell, self.head = nn.GRUCell(5, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        last = [self.rnn(x)[0][:, -1], self.lstm(x)[0][:, -1], self.cell(x[:, 0], self.cell(x[:, 1]))]
+        return self.head(torch.cat((*last, x.mean(1)), 1))
+
+
+@network(Inputs((normal(2, 6),)), "a.weight:0 gru.weight_hh_l0:0", {"places:1": "step"}, zero_keeps=False)
+class LearnedSteps(nn.Module):
+    """The steps of a recurrent layer are places that a parameter tells apart; none can be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places, self.a = nn.Parameter(torch.zeros(1, 7, 6)), nn.Linear(6, 5)
+        self.gru, self.head = nn.GRU(5, 8, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.gru(self.a(x[:, None].expand(-1, 7, -1) * self.places))[0].mean(1))
+
+
+# ---------------------------------------------------------------- statistics over other dimensions than channels
+
+
+class _NormOfTokens(nn.Module):
+    """A norm whose channels are the five tokens, over what a layer makes of them beside what they were."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.a, self.norm, self.head = nn.Linear(6, 8), norm, nn.Linear(14, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(torch.cat((self.a(x), x), 2))).mean(1)
+
+
+@network(TOKENS, "a.weight:0 head.weight:1", HEAD, zero_keeps=False)
+def instance_norm_of_tokens() -> nn.Module:
+    """Every token is normalised over its channels."""
+    return _NormOfTokens(nn.InstanceNorm1d(5, affine=True))
+
+
+@network(TOKENS, "a.weight:0 head.weight:1", HEAD, zero_keeps=False)
+def batch_norm_of_tokens() -> nn.Module:
+    """Without running statistics, every token is normalised over its channels and the batch."""
+    return _NormOfTokens(nn.BatchNorm1d(5, track_running_stats=False))
+
+
+@network(TOKENS, "a.weight:0 head.weight:1", HEAD, zero_keeps=False)
+def group_norm_of_tokens() -> nn.Module:
+    """A group is one token with all of its channels."""
+    return _NormOfTokens(nn.GroupNorm(5, 5))
+
+
+class BatchNormedConv(nn.Conv2d):
+    """NFNet's weight standardisation: a batch norm in training mode over the weights, one filter a channel."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args, padding=1)
+        self.gain = nn.Parameter(torch.ones(self.out_channels, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, weight=self.gain.view(-1), training=True, momentum=0.0)
+        return F.conv2d(x, weight.reshape_as(self.weight), self.bias, padding=1)
+
+
+@network(IMAGE, "stem.weight:0 ws.weight:0 ws.gain:0 c.weight:1", zero_keeps=False)
+class BatchNormedWeight(Body):
+    def __init__(self) -> None:
+        super().__init__(5, 6)
+        self.ws, self.c = BatchNormedConv(5, 8, 3), conv(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.c(F.relu(self.ws(self.stem(x)))))
+
+
+# ---------------------------------------------------------------- layers with several operands
+
+
+@network(WORDS, "bag.weight:1 hidden.weight:0", {"bag.weight:0": "looked up", "head.weight:0": "output"})
+class Bag(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.hidden, self.head = nn.EmbeddingBag(7, 8, mode="max"), nn.Linear(8, 5), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.hidden(self.bag(x))))
+
+
+@network(IMAGE, "stem.weight:0 deform.weight:1 deform.weight:0 deform.bias:0 c.weight:1", {"at.weight:0": "coordinate"})
+class Deformable(Body):
+    """Two weight groups, and four runs of channels with offsets of their own."""
+
+    def __init__(self) -> None:
+        from torchvision.ops import DeformConv2d
+
+        super().__init__(8, 6)
+        self.at, self.mask = conv(8, 72), conv(8, 36)
+        self.deform, self.c = DeformConv2d(8, 12, 3, padding=1, groups=2), conv(12, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.classify(self.c(F.relu(self.deform(x, self.at(x), self.mask(x).sigmoid()))))
+
+
+@network(
+    Inputs((normal(2, 3, 8, 8), normal(2, 6, seed=1))), "stem.weight:0 style.weight:0 matrix:0 matrix:1 c.weight:1",
+    {"style.weight:1": "input"}, zero_keeps=False,
+)  # fmt: skip
+class Modulated(Body):
+    """StyleGAN2's convolution: every sample has a kernel of its own, and is a group of one convolution."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 6)
+        self.style, self.matrix = nn.Linear(6, 5), nn.Parameter(torch.zeros(7, 5, 3, 3))
+        self.c = conv(7, 6)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        x = self.stem(x)
+        b, _, h, w = x.shape
+        weights = self.matrix * self.style(z)[:, None, :, None, None]
+        weights = weights * torch.rsqrt(weights.pow(2).sum((2, 3, 4), keepdim=True) + 1e-8)
+        y = F.conv2d(x.reshape(1, b * 5, h, w), weights.reshape(b * 7, 5, 3, 3), padding=1, groups=b)
+        return self.classify(self.c(y.reshape(b, 7, h, w)))
+
+
+@network(TOKENS, "a.weight:0 mix.weight:0 last.weight:1 b.weight:1", {"mix.weight:1": ""}, zero_keeps=False)
+class PointwiseAlongTokens(nn.Module):
+    """A convolution of size one whose channels are tokens; what it calls space are channels, and pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.mix, self.last = nn.Linear(6, 8), nn.Conv1d(5, 7, 1), nn.Conv1d(7, 3, 1)
+        self.b = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.last(F.relu(self.mix(self.a(x))))).mean(1)
+
+
+@network(TOKENS, "q.weight:0 k.weight:0 v.weight:0 proj.weight:1", HEAD, zero_keeps=False)
+class AttentionFewKeys(Heads):
+    """Llama's again, with more channels in a head than there are heads of keys: heads go all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.proj = nn.Linear(6, 16), nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(16, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t = x.shape[:2]
+        q = self.q(x).view(b, t, 4, 4).transpose(1, 2)
+        k, v = (
+            layer(x).view(b, t, 2, 1, 4).expand(-1, -1, -1, 2, -1).reshape(b, t, 4, 4).transpose(1, 2)
+            for layer in (self.k, self.v)
+        )
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head(F.relu(self.proj(y)).mean(1))
+
+
+# ---------------------------------------------------------------- weights and values of other kinds
+
+
+@network(Inputs((normal(2, 6),)), "a.weight:0 matrix:0 matrix:1 head.weight:1", HEAD)
+class SymmetricWeight(nn.Module):
+    """One triangle of a matrix stands for both: a row goes with the column of the same index."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.matrix, self.head = nn.Linear(6, 8), nn.Parameter(torch.zeros(8, 8)), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(F.linear(self.a(x), self.matrix.triu() + self.matrix.triu(1).t())))
+
+
+@network(Inputs((normal(2, 6),)), "head.weight:1", {**HEAD, "matrix:0": "place", "matrix:1": "place"}, zero_keeps=False)
+class BandedWeight(nn.Module):
+    """A band of a matrix: which entries count follows from how far an index is from another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix, self.b, self.head = nn.Parameter(torch.zeros(8, 6)), nn.Linear(8, 5), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.b(F.linear(x, self.matrix.tril(2).triu(-2)))))
+
+
+@network(TOKENS, "a.weight:0 filter:1 b.weight:1", {"filter:0": "", "filter:2": "complex", **HEAD})
+class GlobalFilter(nn.Module):
+    """A complex weight per frequency and channel, between two Fourier transforms over tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(6, 8), nn.Linear(8, 5), nn.Linear(5, 4)
+        self.filter = nn.Parameter(torch.zeros(3, 8, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.fft.rfft(self.a(x), dim=1) * torch.view_as_complex(self.filter)
+        return self.head(F.gelu(self.b(torch.fft.irfft(x, n=5, dim=1))).mean(1))
+
+
+@network(TOKENS, QKV, HEAD)
+class AttentionRotaryComplex(Heads):
+    """Rotary positions as complex numbers: neighbours in a head are real and imaginary part."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).view(x.shape[0], -1, 3, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        angles = torch.arange(5, dtype=x.dtype)[:, None] * torch.tensor([1.0, 0.1], dtype=x.dtype)
+        turn = torch.polar(torch.ones_like(angles), angles)
+        q, k = (
+            torch.view_as_real(torch.view_as_complex(part.reshape(*part.shape[:-1], 2, 2)) * turn).flatten(3)
+            for part in (q, k)
+        )
+        return self.merge(F.scaled_dot_product_attention(q, k, v))
+
+
+@network(Inputs((normal(2, 6),)), "a.weight:0 matrix:0 matrix:1 head.weight:1", HEAD)
+class TriangularWeight(nn.Module):
+    """Every channel reads those before it: only together do a row and a column leave a triangle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.matrix, self.head = nn.Linear(6, 8), nn.Parameter(torch.zeros(8, 8)), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(F.linear(self.a(x), self.matrix.tril())))
+
+
+@network(IMAGE, "c.weight:0", {"stem.weight:0": "space"}, zero_keeps=False)
+class ConvolutionAlongChannels(Body):
+    """ECA's gate: the channels are the space of a convolution, whose taps read neighbours."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 7)
+        self.along, self.c = nn.Conv1d(1, 1, 3, padding=1), conv(6, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        gate = self.along(x.mean((2, 3))[:, None]).sigmoid().transpose(1, 2)
+        return self.classify(self.c(x * gate[..., None]))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxprune.channels.labels import Axis
 from fxprune.channels.rules import Flow
@@ -76,6 +76,8 @@ def _needs(flow: Flow, node: fx.Node) -> Iterator[tuple[list[Axis], int, int]]:
         return
     dims = statistic_dims(node, flow.module)
     least = 1 + spread_correction(node)
+    if node.op == "call_module" and isinstance(flow.layer(node), nn.modules.instancenorm._InstanceNorm):
+        least = 2  # the layer refuses to normalise one value
     if dims and math.prod(sizes[d] for d in dims) >= least:
         rest = math.prod(sizes[d] for d in dims if axes[d] is None)
         yield [axis for d in sorted(dims) if (axis := axes[d]) is not None], rest, least

@@ -58,6 +58,7 @@ class _Resolver:
             coo_matrix((np.ones(rows.size, np.int8), (rows, columns)), shape=(n, n)), directed=False
         )
         self.of = of.astype(np.int64)
+        self._head_classes: Bools | None = None
         self.origin = np.full(count, -1, np.int64)
         for index in range(len(self.labels.frozen) - 1, -1, -1):  # the first freeze of a class is the one it reports
             self.origin[self.of[self.labels.frozen[index][0].reshape(-1)]] = index
@@ -121,9 +122,22 @@ class _Resolver:
 
     def _preferred(self, factor: Axis) -> int:
         """Attention offers heads and head width; the choice of the caller decides which of them wins."""
-        classes = np.unique(self.of[self.heads]) if self.heads.size else self.heads
-        is_heads = bool(np.isin(self.of[factor], classes).any())
+        is_heads = bool(self._are_heads()[self.of[factor]].any())
         return int(is_heads) if self.choice == "heads" else -int(is_heads)
+
+    def _are_heads(self) -> Bools:
+        """Return which classes are heads, or what heads are factored into: those of keys, and the queries of each."""
+        if self._head_classes is None:
+            found = np.zeros(self.frozen.size, bool)
+            found[self.of[self.heads]] = True
+            rest = list(self.labels.grids) if self.heads.size else []
+            while inside := [grid for grid in rest if found[self.of[grid.flat]].all()]:
+                for grid in inside:
+                    for factor in grid.factors:
+                        found[self.of[factor]] = True
+                rest = [grid for grid in rest if not found[self.of[grid.flat]].all()]
+            self._head_classes = found
+        return self._head_classes
 
     def _cuttable(self, grid: Grid, d: int) -> int:
         """How many indices of factor ``d`` could still be cut if it carried the grid."""

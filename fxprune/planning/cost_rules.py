@@ -123,7 +123,19 @@ def deformable_convolution(site: Site) -> Iterator[Sizes]:
     yield site.output() + site.weight()[1:]
 
 
-@rule(nn.Linear, "aten::linear", "aten::mm", "aten::bmm", "aten::mv", "aten::dot", "aten::matmul", "aten::inner")
+@rule(
+    nn.Linear,
+    "aten::linear",
+    "aten::mm",
+    "aten::bmm",
+    "aten::mv",
+    "aten::dot",
+    "aten::matmul",
+    "aten::inner",
+    "aten::vdot",
+    "aten::_grouped_mm",
+    "transformers::grouped_mm_fallback",
+)
 def contraction(site: Site) -> Iterator[Sizes]:
     """Every output element sums over the last dimension of the first operand."""
     yield site.output() + site.dims(site.argument(0))[-1:]
@@ -214,3 +226,11 @@ def recurrent_function(site: Site) -> Iterator[Sizes]:
             and weight.meta["val"].dim() == 2
         ):
             yield steps + site.dims(weight)
+
+
+@rule("aten::lstm_cell", "aten::gru_cell", "aten::rnn_tanh_cell", "aten::rnn_relu_cell")
+def recurrent_cell(site: Site) -> Iterator[Sizes]:
+    """One step multiplies both weight matrices once per sample."""
+    samples = site.dims(site.argument(0))[:-1]
+    for weight in (site.argument(2, "w_ih"), site.argument(3, "w_hh")):
+        yield samples + site.dims(weight)

@@ -144,9 +144,11 @@ def fit_layer(layer: Any, groups: int | None) -> None:
         _fit_vector(layer)
     elif isinstance(layer, (nn.LayerNorm, nn.RMSNorm)) and weight is not None:
         layer.normalized_shape = tuple(weight.shape)
-    elif isinstance(layer, nn.Embedding):
+    elif isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
         layer.num_embeddings, layer.embedding_dim = weight.shape
-    elif isinstance(layer, nn.RNNBase):
+    elif isinstance(layer, nn.Bilinear):
+        layer.out_features, layer.in1_features, layer.in2_features = weight.shape
+    else:
         _fit_recurrent(layer)
 
 
@@ -169,7 +171,11 @@ def _fit_bare_norm(layer: Any, shape: tuple[int, ...]) -> None:
         layer.normalized_shape = shape[len(shape) - len(layer.normalized_shape) :]
 
 
-def _fit_recurrent(layer: nn.RNNBase) -> None:
+def _fit_recurrent(layer: Any) -> None:
+    if isinstance(layer, nn.RNNCellBase):
+        layer.input_size, layer.hidden_size = layer.weight_ih.shape[1], layer.weight_hh.shape[1]
+    if not isinstance(layer, nn.RNNBase):
+        return
     gates = {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
     first: Any = layer.weight_ih_l0
     layer.input_size, layer.hidden_size = first.shape[1], first.shape[0] // gates

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.channels.rules.move import argument, constant
-from fxprune.channels.rules.table import integer
+from fxprune.channels.rules.table import integer, key_of
 from fxprune.surgery.kept import Kept
 
 aten = torch.ops.aten
@@ -21,11 +21,13 @@ REWRITES: dict[Any, Rewrite] = {}
 
 
 def rewrites(*names: str) -> Callable[[Rewrite], Rewrite]:
-    """Register a rewrite for ATen packets."""
+    """Register a rewrite for ATen packets, or operations of other libraries by ``"library.name"``."""
 
     def register(function: Rewrite) -> Rewrite:
         for name in names:
-            if hasattr(aten, name):
+            if "." in name:
+                REWRITES[name] = function
+            elif hasattr(aten, name):
                 REWRITES[getattr(aten, name)] = function
         return function
 
@@ -44,7 +46,7 @@ class Rewriter:
         """Rewrite every (old, new) pair of nodes."""
         for old, new in pairs:
             if old.op == "call_function" and isinstance(old.target, torch._ops.OpOverload):
-                rewrite = REWRITES.get(old.target.overloadpacket)
+                rewrite = REWRITES.get(key_of(old, self.source))
                 if rewrite is not None:
                     rewrite(self, old, new)
 
@@ -255,6 +257,7 @@ def pad(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
     "conv_transpose3d",
     "group_norm",
     "channel_shuffle",
+    "torchvision.deform_conv2d",
 )
 def group_count(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
     """Set the number of groups to those that are left."""

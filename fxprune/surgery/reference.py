@@ -126,21 +126,27 @@ class Masked(Runner):
             rest[1:] = [_narrow_last(r, places, ndim) if isinstance(r, Tensor) else r for r in rest[1:]]
         elif packet is aten.group_norm:
             rest[0] = self.kept.groups_left(node) or rest[0]
-            rest[1:] = [r.index_select(0, places[1]) if isinstance(r, Tensor) else r for r in rest[1:]]
+            rest[1:] = [_narrow_channels(r, places) if isinstance(r, Tensor) else r for r in rest[1:]]
         return self.call_function(node.target, (value, *rest), kwargs)
 
     def _call_narrowed_layer(self, node: fx.Node, value: Tensor, places: dict[int, Tensor], ndim: int) -> Tensor:
         layer: Any = self.fetch_attr(str(node.target))
+        if isinstance(layer, nn.modules.batchnorm._NormBase):  # over all but the channels, which its vectors are for
+            return super().call_module(node.target, (value,), {})  # type: ignore[no-any-return]
         weight, bias = (None if t is None else wide(t) for t in (layer.weight, getattr(layer, "bias", None)))
         if isinstance(layer, nn.GroupNorm):
             groups = self.kept.groups_left(node) or layer.num_groups
-            weight, bias = (None if t is None else t.index_select(0, places[1]) for t in (weight, bias))
+            weight, bias = (None if t is None else _narrow_channels(t, places) for t in (weight, bias))
             return nn.functional.group_norm(value, groups, weight, bias, layer.eps)
         weight, bias = (None if t is None else _narrow_last(t, places, ndim) for t in (weight, bias))
         shape = list(value.shape[-len(layer.normalized_shape) :])
         if isinstance(layer, nn.RMSNorm):
             return nn.functional.rms_norm(value, shape, weight, layer.eps)
         return nn.functional.layer_norm(value, shape, weight, bias, layer.eps)
+
+
+def _narrow_channels(tensor: Tensor, places: dict[int, Tensor]) -> Tensor:
+    return tensor.index_select(0, places[1]) if 1 in places else tensor
 
 
 def _narrow_last(tensor: Tensor, places: dict[int, Tensor], ndim: int) -> Tensor:

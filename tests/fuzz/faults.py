@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.channels.labels import Labels
-from fxprune.channels.rules import RULES, Flow, layers, move, statistics
+from fxprune.channels.rules import RULES, Flow, layers, move, recurrent, statistics
 from fxprune.channels.rules.table import Entry, key_of, packets
 
 aten = torch.ops.aten
@@ -350,7 +350,7 @@ def stacked_pieces_are_not_tied() -> Any:
 
 @fault("lstm", "bidirectional_gru")
 def gates_are_mixed_up() -> Any:
-    return _numpy(layers, tile=np.repeat)
+    return _numpy(recurrent, tile=np.repeat)
 
 
 @fault("bidirectional_gru")
@@ -418,3 +418,75 @@ def positions_of_extremes_may_shift() -> Any:
 @fault("select_channel", "unbind_channels")
 def channels_picked_by_number_may_go() -> Any:
     return mock.patch.object(Flow, "freeze", return_value=None)
+
+
+# ---------------------------------------------------------------- layers with several operands, other statistics
+
+
+@fault("recurrent_cell", "lstm_cell", "slot_cell")
+def gates_of_cells_are_mixed_up() -> Any:
+    return _numpy(recurrent, tile=np.repeat)
+
+
+@fault("recurrent_cell", "lstm_cell")
+def cells_forget_what_they_remember() -> Any:
+    return _rules(_untied, *packets("gru_cell", "lstm_cell"))
+
+
+@fault("bilinear_layer")
+def second_operands_are_off_by_one() -> Any:
+    def change(right: Any, flow: Flow, node: fx.Node) -> Any:
+        found = flow.axes
+
+        def axes(value: Any) -> Any:
+            known = found(value)
+            return (*known[:2], _shifted(known[2])) if value is node.args[2] else known
+
+        with mock.patch.object(flow, "axes", axes):
+            return right(flow, node)
+
+    return _rules(change, aten.bilinear)
+
+
+@fault("deformable")
+def offsets_may_go() -> Any:
+    return mock.patch.object(Flow, "freeze", return_value=None)
+
+
+@fault("deformable")
+def deformable_convolutions_are_off_by_one() -> Any:
+    return _rules(_misread, "torchvision.deform_conv2d")
+
+
+@fault("modulated")
+def convolutions_of_samples_are_off_by_one() -> Any:
+    return _rules(_misread, aten.conv2d)
+
+
+@fault("bag")
+def bags_are_off_by_one() -> Any:
+    def change(right: Any, flow: Flow, node: fx.Node) -> Any:
+        (lead, axis), *rest = right(flow, node)
+        return [(lead, _shifted(axis)), *rest]
+
+    return _rules(change, aten.embedding_bag)
+
+
+@fault("triangular_weight")
+def triangles_tie_nothing() -> Any:
+    return _rules(lambda right, flow, node: flow.axes(node.args[0]), *packets("triu", "tril"))
+
+
+@fault("global_filter")
+def transforms_pass_what_they_read() -> Any:
+    return _rules(lambda right, flow, node: flow.axes(node.args[0])[::-1], *packets("fft_rfft", "fft_irfft"))
+
+
+@fault("convolution_along_channels")
+def every_convolution_is_pointwise() -> Any:
+    return mock.patch.object(layers, "_moves", lambda sizes, stride, padding: [False] * len(sizes))
+
+
+@fault("instance_norm_of_tokens", "group_norm_of_tokens", "batch_norm_of_tokens")
+def norms_read_only_channels() -> Any:
+    return mock.patch.object(statistics, "_of_layer", return_value={1})

@@ -14,6 +14,8 @@ from torch import nn
 
 Call = tuple[Any, ...]
 IMAGE = ["$B", 8, 4, 4]
+ONE, OTHER = ("!select", "$t", 1, 0), ("!select", "$a", 1, 1)  # a token of each sample
+STATE = ("!linear", OTHER, "$p:5,8")
 DIM = [("$h", 1), ("$h", 2)]
 DIMS = [("$h", [1]), ("$h", [2, 3]), ("$h", [1], True), ("$h", [1, 2, 3])]
 SHAPES = [
@@ -79,7 +81,12 @@ CALLS: dict[str, list[Call]] = {
     "bmm": [("$t", "$u"), ("$u", "$t")],
     "mm": [("$p:5,8", "$p:8,6")],
     "mv": [("$p:5,8", "$p:8")],
-    "dot": [("$p:8", "$p:8")],
+    **each("dot vdot", [("$p:8", "$p:8")]),
+    "bilinear": [("$t", "$a", "$p:7,8,8", "$p:7"), ("$t", "$t", "$p:7,8,8")],
+    **each("gru_cell", [(ONE, STATE, "$p:15,8", "$p:15,5", "$p:15", "$p:15"), (ONE, STATE, "$p:15,8", "$p:15,5")]),
+    **each("rnn_tanh_cell rnn_relu_cell", [(ONE, STATE, "$p:5,8", "$p:5,5", "$p:5", "$p:5")]),
+    "lstm_cell": [(ONE, [STATE, ("!linear", OTHER, "$p:5,8")], "$p:20,8", "$p:20,5", "$p:20", "$p:20")],
+    "embedding_bag": [("$p:9,8", "$i:1,4,2,2", "$i:0,2", False, mode) for mode in (0, 1, 2)],
     "addmm": [("$p:6", "$p:5,8", "$p:8,6")],
     **each("baddbmm", [("$p:5", "$t", "$u"), ("$p:8,8", "$u", "$t")]),
     "addbmm": [("$p:5,5", "$t", "$u")],
@@ -96,7 +103,16 @@ CALLS: dict[str, list[Call]] = {
     "permute": [("$h", [0, 2, 3, 1]), ("$h", [1, 0, 2, 3])],
     **each("transpose swapaxes swapdims movedim moveaxis", SWAP),
     **each("t numpy_T", [("$p:8,6",)]),
-    **each("mT adjoint", [("$t",)]),
+    **each("mT mH adjoint", [("$t",)]),
+    **each("triu tril", [("$p:8,8",), ("$p:8,8", 1), ("$p:8,8", -1), ("$p:8,8", 2), ("$p:6,8",), ("$h",)]),
+    **each("complex polar", [("$h", "$g")]),
+    **each("view_as_real imag resolve_conj _conj conj", [(("!complex", "$h", "$g"),)]),
+    "view_as_complex": [(("!contiguous", ("!reshape", "$h", ["$B", 8, 8, 2])),)],
+    **each("fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft", [("$h", None, 2), ("$h", None, 1), ("$h",)]),
+    **each("fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_hfft2 fft_ihfft2", [("$h",), ("$h", None, [1, 2])]),
+    **each("fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn", [("$h", None, [2]), ("$h", [4, 4], None)]),
+    **each("fft_fftshift fft_ifftshift", [("$h", [2]), ("$h",)]),
+    "affine_grid_generator": [(("!expand", "$p:1,2,3", ["$B", 2, 3]), ["$B", 8, 4, 4], False)],
     "expand": [("$z", IMAGE), ("$z", [-1, -1, 4, 4]), ("$p:1,8,1", ["$B", 8, 5]), ("$p:1,1,5", ["$B", 8, 5])],
     "expand_as": [("$z", "$h"), ("$p:8,1,1", "$h")],
     **each("repeat tile", [("$h", [1, 2, 1, 1]), ("$h", [1, 1, 2, 1]), ("$p:1,8", ["$B", 1])]),
@@ -128,15 +144,19 @@ CALLS: dict[str, list[Call]] = {
     "linspace": [(0, 1, 5)],
     "eye": [(4,)],
     "scalar_tensor": [(0.5,)],
-    "batch_norm": [("$h", "$p:8", "$p:8", "$f:8", "$f:8", False, 0.1, 1e-5, False)],
+    "batch_norm": [
+        ("$h", "$p:8", "$p:8", "$f:8", "$f:8", False, 0.1, 1e-5, False),
+        ("$t", "$p:5", "$p:5", None, None, True, 0.1, 1e-5, False),
+    ],
     "instance_norm": [
         ("$h", *[None] * 4, True, 0.1, 1e-5, False),
         ("$h", "$p:8", "$p:8", None, None, True, 0.1, 1e-5, False),
+        ("$t", "$p:5", "$p:5", None, None, True, 0.1, 1e-5, False),
     ],
     "prelu": [(("!sub", "$h", 0.5), "$p:8")],
     "layer_norm": [("$t", [8], "$p:8", "$p:8"), ("$t", [8])],
     "rms_norm": [("$t", [8], "$p:8"), ("$t", [8])],
-    "group_norm": [("$h", 2, "$p:8", "$p:8"), ("$h", 1), ("$h", 4)],
+    "group_norm": [("$h", 2, "$p:8", "$p:8"), ("$h", 1), ("$h", 4), ("$t", 5, "$p:5", "$p:5"), ("$t", 1)],
     **space("max_pool{} avg_pool{}".replace("{}", "{}d"), sizes=(2, 2, 2)),
     **space("adaptive_avg_pool{}d adaptive_max_pool{}d _adaptive_avg_pool2d _adaptive_avg_pool3d", sizes=(2, 2, 2)),
     **space("max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices", sizes=(2, 2, 2)),
@@ -156,7 +176,7 @@ MODULES: dict[type[nn.Module], list[tuple[Any, str]]] = {
     nn.Dropout1d: [(nn.Dropout1d(), "$s")],
     nn.Dropout3d: [(nn.Dropout3d(), "$v")],
     nn.Identity: [(nn.Identity(), "$h")],
-    nn.Conv1d: [(nn.Conv1d(8, 6, 3), "$s"), (nn.Conv1d(8, 6, 3, groups=2), "$s")],
+    nn.Conv1d: [(nn.Conv1d(8, 6, 3), "$s"), (nn.Conv1d(8, 6, 3, groups=2), "$s"), (nn.Conv1d(5, 6, 1), "$t")],
     nn.Conv2d: [(nn.Conv2d(8, 6, 3), "$h"), (nn.Conv2d(8, 16, 3, groups=8, padding=1), "$h")],
     nn.Conv3d: [(nn.Conv3d(8, 6, 1), "$v"), (nn.Conv3d(8, 8, 1, groups=4), "$v")],
     nn.ConvTranspose1d: [(nn.ConvTranspose1d(8, 6, 3, groups=2), "$s")],
@@ -168,10 +188,14 @@ MODULES: dict[type[nn.Module], list[tuple[Any, str]]] = {
     nn.GRU: [(nn.GRU(8, 6, bidirectional=True, batch_first=True), "$t")],
     nn.RNN: [(nn.RNN(8, 6, batch_first=True), "$t")],
     nn.PReLU: [(nn.PReLU(8), "$h"), (nn.PReLU(), "$h")],
-    nn.BatchNorm1d: [(nn.BatchNorm1d(8), "$s"), (nn.BatchNorm1d(5), "$t")],
+    nn.BatchNorm1d: [
+        (nn.BatchNorm1d(8), "$s"),
+        (nn.BatchNorm1d(5), "$t"),
+        (nn.BatchNorm1d(5, track_running_stats=False), "$t"),
+    ],
     nn.BatchNorm2d: [(nn.BatchNorm2d(8), "$h")],
     nn.BatchNorm3d: [(nn.BatchNorm3d(8, affine=False), "$v")],
-    nn.InstanceNorm1d: [(nn.InstanceNorm1d(8), "$s")],
+    nn.InstanceNorm1d: [(nn.InstanceNorm1d(8), "$s"), (nn.InstanceNorm1d(5, affine=True), "$t")],
     nn.InstanceNorm2d: [(nn.InstanceNorm2d(8, affine=True), "$h")],
     nn.InstanceNorm3d: [(nn.InstanceNorm3d(8), "$v")],
     nn.LayerNorm: [
@@ -185,5 +209,6 @@ MODULES: dict[type[nn.Module], list[tuple[Any, str]]] = {
         (nn.GroupNorm(2, 8), "$h"),
         (nn.GroupNorm(2, 8, affine=False), "$h"),
         (nn.GroupNorm(8, 8, affine=False), "$h"),
+        (nn.GroupNorm(5, 5), "$t"),
     ],
 }

@@ -1,6 +1,19 @@
 """How labels flow through each operation: one table, filled by the modules of this package."""
 
-from fxprune.channels.rules import layers, move, same, statistics
+from fxprune.channels.rules import layers, move, recurrent, same, spectrum, statistics
 from fxprune.channels.rules.table import RULES, Entry, Flow, Held, key_of, rule
 
-__all__ = ["RULES", "Entry", "Flow", "Held", "key_of", "layers", "move", "rule", "same", "statistics"]
+__all__ = [
+    "RULES",
+    "Entry",
+    "Flow",
+    "Held",
+    "key_of",
+    "layers",
+    "move",
+    "recurrent",
+    "rule",
+    "same",
+    "spectrum",
+    "statistics",
+]

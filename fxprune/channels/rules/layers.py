@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
+import operator
 import string
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fxprune.channels.labels import Axes, Axis
 from fxprune.channels.rules.same import broadcast
-from fxprune.channels.rules.table import Flow, Held, argument_of, packets, rule
+from fxprune.channels.rules.table import Flow, Held, argument_of, integer, packets, rule
 
 aten = torch.ops.aten
 
 
-def _convolve(flow: Flow, node: fx.Node, weight: Axes, bias: Axis | None, groups: Any, shape: tuple[int, ...]) -> Axes:
+def _convolve(
+    flow: Flow,
+    node: fx.Node,
+    weight: Axes,
+    bias: Axis | None,
+    groups: Any,
+    shape: tuple[int, ...],
+    moves: Sequence[bool] = (),
+) -> Axes:
     """Plain and grouped convolution, which share one group factor between input and output.
 
-    The input is a grid of (group, input of the group), the output one of (group, output of the group).
+    The input is a grid of (group, input of the group), the output one of (group, output of the group). ``moves`` says
+    of each space dimension whether a position reads others than itself; where it does not, its labels pass.
     """
     source = node.args[0]
     axes = flow.axes(source)
     channel = len(axes) - len(shape) + 1  # an unbatched input has no dimension before its channels
-    for axis in axes[channel + 1 :]:
-        flow.freeze(axis, "a space dimension")
+    space = list(axes[channel + 1 :])
+    for d, axis in enumerate(space):
+        if not moves or moves[d]:
+            flow.freeze(axis, "a space dimension")
+            space[d] = None
     for axis in weight[2:]:
         flow.freeze(axis, "kernel taps")
     out = weight[0]
     if isinstance(groups, fx.Node):
-        return flow.freeze_all(node, "the number of groups is known only at run time")  # type: ignore[no-any-return]
+        groups = _groups_of_samples(flow, groups, axes[channel], out)
+        if groups is None:
+            return flow.freeze_all(node, "the number of groups is known only at run time")  # type: ignore[no-any-return]
     if groups == 1:
         flow.meet(axes[channel], weight[1], "reads an input that carries no channels")
     elif out is None:
@@ -47,7 +62,33 @@ def _convolve(flow: Flow, node: fx.Node, weight: Axes, bias: Axis | None, groups
             flow.meet(inputs[1], weight[1], "the inputs of each group cannot be told apart")
     if bias is not None:
         out = flow.meet(out, bias)
-    return (*axes[:channel], out, *[None] * (len(shape) - 2))
+    return (*axes[:channel], out, *space)
+
+
+def _groups_of_samples(flow: Flow, groups: fx.Node, entering: Axis | None, out: Axis | None) -> int | None:
+    """Return how many groups there are where each is a sample, whose channels are labelled like every other's.
+
+    Then the group is no channel, and their number needs no label. Any other number of groups that is known only at run
+    time gives None.
+    """
+    count = int(groups.meta["val"])
+    for axis in (entering, out):
+        if axis is None or axis.size % count:
+            return None
+        if (axis.reshape(count, -1) != axis[: axis.size // count]).any():
+            return None
+    return count
+
+
+def _moves(sizes: Sequence[int], stride: Any, padding: Any) -> list[bool]:
+    """Return, for each dimension of space, whether a position of the result reads others than itself."""
+    steps, pads = (list(v) if isinstance(v, (list, tuple)) else [v] for v in (stride, padding))
+    count = len(sizes)
+    steps, pads = (v * count if len(v) == 1 else v for v in (steps, pads))
+    return [
+        size != 1 or step != 1 or pad not in (0, "valid", "same")
+        for size, step, pad in zip(sizes, steps, pads, strict=True)
+    ]
 
 
 @rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, held=Held.BIAS)
@@ -56,7 +97,8 @@ def conv_module(flow: Flow, node: fx.Node) -> Axes:
     layer: Any = flow.layer(node)
     weight = flow.parameter(layer.weight, 2)
     bias = None if layer.bias is None else flow.parameter(layer.bias)[0]
-    return _convolve(flow, node, weight, bias, layer.groups, tuple(layer.weight.shape))
+    moves = _moves(layer.kernel_size, layer.stride, layer.padding)
+    return _convolve(flow, node, weight, bias, layer.groups, tuple(layer.weight.shape), moves)
 
 
 def _bias(flow: Flow, value: Any) -> Axis | None:
@@ -67,8 +109,28 @@ def _bias(flow: Flow, value: Any) -> Axis | None:
 def conv(flow: Flow, node: fx.Node) -> Axes:
     """Ends the input's channels at dimension 1 of the weight and begins those of dimension 0 (see ``_convolve``)."""
     weight = node.args[1]
-    bias = _bias(flow, argument_of(node, "bias"))
-    return _convolve(flow, node, flow.axes(weight), bias, argument_of(node, "groups"), flow.shape(weight))
+    bias, shape = _bias(flow, argument_of(node, "bias")), flow.shape(weight)
+    moves = _moves(shape[2:], argument_of(node, "stride"), argument_of(node, "padding"))
+    return _convolve(flow, node, flow.axes(weight), bias, argument_of(node, "groups"), shape, moves)
+
+
+@rule("torchvision.deform_conv2d", held=Held.LOST)
+def deformable(flow: Flow, node: fx.Node) -> Axes:
+    """A convolution whose taps lie where the offsets say: these keep their channels, which are coordinates.
+
+    An offset group moves a run of the input's channels, so that each run loses as many.
+    """
+    source, weight, offset, mask, bias = node.args[:5]
+    for value in (offset, mask):
+        for axis in flow.axes(value)[1:]:
+            flow.freeze(axis, "each of its channels is a coordinate or weight of one tap")
+        flow.freeze(flow.axes(value)[0], "a batch dimension")
+    entering, groups = flow.axes(source)[1], integer(argument_of(node, "offset_groups"))
+    if entering is not None and groups > 1:
+        rows, _ = flow.labels.split(entering, (groups, entering.size // groups), flow.place)
+        flow.freeze(rows, "the offsets of its group stay")
+    axes = (flow.axes(weight), _bias(flow, bias), argument_of(node, "groups"), flow.shape(weight))
+    return _convolve(flow, node, *axes)
 
 
 def _transposed(
@@ -132,6 +194,32 @@ def linear(flow: Flow, node: fx.Node) -> Axes:
     return _linear(flow, node, weight, _bias(flow, argument_of(node, "bias")))
 
 
+@rule(*packets("bilinear"), held=Held.LOST)
+def bilinear(flow: Flow, node: fx.Node) -> Axes:
+    """Ties the last dimensions of both inputs to those of the weight; its rows, tied to the bias, go on."""
+    one, other, weight = (flow.axes(value) for value in node.args[:3])
+    flow.meet(one[-1], weight[1], "reads an input that carries no channels")
+    flow.meet(other[-1], weight[2], "reads an input that carries no channels")
+    bias = _bias(flow, argument_of(node, "bias"))
+    out = weight[0] if bias is None else flow.meet(weight[0], bias)
+    lead = [flow.meet(a, b) for a, b in zip(one[:-1], other[:-1], strict=True)]
+    return (*lead, out)
+
+
+@rule(*packets("_grouped_mm"), "transformers.grouped_mm_fallback", held=Held.LOST)
+def grouped_product(flow: Flow, node: fx.Node) -> Any:
+    """Rows, sorted by expert, are multiplied by the matrix of their expert: the experts stay, their widths can go."""
+    rows, weight = node.args[:2]
+    a, b = flow.axes(rows), flow.axes(weight)
+    if len(a) != 2 or len(b) != 3:
+        return flow.freeze_all(node, "a grouped product of other than rows and a stack of matrices")
+    others = [value for value in flow.tensors(node) if value not in (rows, weight)]
+    for axis in (a[0], b[0], *(axis for value in others for axis in flow.axes(value))):
+        flow.freeze(axis, "which expert a row goes to is known only at run time")
+    flow.meet(a[1], b[1])
+    return (None, b[2])
+
+
 @rule(*packets("_weight_norm"), held=Held.LOST)
 def weight_norm(flow: Flow, node: fx.Node) -> Axes:
     """One gain per slice along one dimension; what is cut from the others adds nothing to the norms."""
@@ -160,73 +248,6 @@ def embedding(flow: Flow, node: fx.Node) -> Axes:
     return _embed(flow, flow.axes(node.args[0]), node.args[1])  # type: ignore[arg-type]
 
 
-@rule(nn.LSTM, nn.GRU, nn.RNN, held=Held.LOST)
-def recurrent(flow: Flow, node: fx.Node) -> Any:
-    """Hidden units repeat once per gate along the rows of every weight; layers read what the layer below gives."""
-    layer: Any = flow.layer(node)
-    source, state = node.args[0], node.args[1] if len(node.args) > 1 else None
-    gates = {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
-    axes = flow.axes(source)
-    feed, directions = axes[-1], 2 if layer.bidirectional else 1
-    outs: list[Axis] = []
-    for depth in range(layer.num_layers):
-        outs = [_cell(flow, layer, f"_l{depth}{'_reverse' if k else ''}", gates, feed) for k in range(directions)]
-        feed = np.concatenate(outs)
-        _meet_state(flow, state, outs)
-    return [(*axes[:-1], feed), _final_state(node, outs[0], layer)]
-
-
-def _final_state(node: fx.Node, out: Axis, layer: Any) -> Any:
-    """The final state of every layer and direction is as wide as the hidden units, which all shrink in step."""
-    value = node.meta["val"][1]
-    units = out if not layer.proj_size else None  # with a projection the cell state is wider than what the layer gives
-    if isinstance(value, Tensor):
-        return (*[None] * (value.ndim - 1), out)
-    lead = [None] * (value[0].ndim - 1)
-    return [(*lead, out), (*lead, units)]
-
-
-def _cell(flow: Flow, layer: Any, suffix: str, gates: int, feed: Axis | None) -> Axis:
-    def weight(name: str) -> Axes | None:
-        tensor = getattr(layer, name + suffix, None)
-        return flow.parameter(tensor) if isinstance(tensor, Tensor) else None
-
-    inputs, hidden, projection = weight("weight_ih"), weight("weight_hh"), weight("weight_hr")
-    assert inputs is not None
-    assert hidden is not None
-    units = flow.labels.fresh(layer.hidden_size)
-    rows = np.tile(units, gates)
-    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-        found = weight(name)
-        if found is not None:
-            assert found[0] is not None
-            flow.labels.tie(rows, found[0])
-    flow.meet(feed, inputs[1], "reads an input that carries no channels")
-    result = units
-    if projection is not None:
-        flow.freeze(units, "a projected cell keeps its units; its projection can be cut")
-        flow.meet(projection[1], units)
-        result = projection[0] if projection[0] is not None else units
-    flow.meet(hidden[1], result)
-    if layer.num_layers > 1 or layer.bidirectional:
-        # All layers and directions of one module share one hidden size, so their units can only shrink in step.
-        flow.labels.tie(result, flow.labels.shared_units(id(layer), result))
-    return result
-
-
-def _meet_state(flow: Flow, state: Any, outs: list[Axis]) -> None:
-    """The initial state is as wide as the hidden units, and so is the final one, which its readers keep whole."""
-    states = state if isinstance(state, (list, tuple)) else [state]
-    for value in states:
-        if flow.is_tensor(value):
-            for out in outs:
-                axis = flow.axes(value)[-1]
-                if axis is not None and axis.size == out.size:
-                    flow.labels.tie(axis, out)
-                else:
-                    flow.meet(axis, None)
-
-
 # contractions of two activations
 
 
@@ -243,7 +264,23 @@ def _product(flow: Flow, one: tuple[Axes, tuple[int, ...]], other: tuple[Axes, t
     return (*batch, *rows, *columns)
 
 
-@rule(*packets("matmul", "bmm", "mm", "mv", "dot"), held=Held.LOST)
+@rule(*packets("embedding_bag"), held=Held.LOST)
+def embedding_bag(flow: Flow, node: fx.Node) -> list[Axes]:
+    """Rows are frozen, because ids pick them; columns go on, each summed, averaged or maximised by itself."""
+    weight = flow.axes(node.args[0])
+    flow.freeze(weight[0], "its rows are looked up by id")
+    for value in flow.tensors(node):
+        for axis in flow.axes(value) if value is not node.args[0] else ():
+            flow.freeze(axis, "its values are ids, offsets or weights of rows")
+    found = [flow.opaque(value) for value in node.meta["val"]]
+    found[0] = (None, weight[1])
+    for user in node.users:  # what was picked, and from where, is as wide as the columns in one mode of three
+        if user.target is not operator.getitem or user.args[1] != 0:
+            flow.freeze(weight[1], "positions in its columns are read")
+    return found
+
+
+@rule(*packets("matmul", "bmm", "mm", "mv", "dot", "vdot"), held=Held.LOST)
 def matmul(flow: Flow, node: fx.Node) -> Axes:
     """Ties what is summed over and the batch dimensions of both operands; rows and columns go on."""
     a, b = node.args[:2]

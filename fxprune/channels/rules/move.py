@@ -50,7 +50,9 @@ def reshape_as(flow: Flow, node: fx.Node) -> Axes:
 
 
 @rule(
-    *packets("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "numpy_T", "mT", "adjoint"),
+    *packets(
+        "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "numpy_T", "mT", "mH", "adjoint"
+    ),
     held=Held.MOVED,
 )
 def permute(flow: Flow, node: fx.Node) -> Axes:

@@ -14,17 +14,18 @@ from fxprune.channels.rules.table import Flow, Held, integer, packets, rule
 aten = torch.ops.aten
 
 _UNARY = """
-abs acos acosh alias asin asinh atan atanh bitwise_not ceil celu clamp clamp_max clamp_min clone contiguous
-conj_physical cos cosh detach detach_copy elu erf erfc exp exp2 expm1 fill floor frac
-gelu hardshrink hardsigmoid hardswish hardtanh isfinite isinf isnan leaky_relu lift_fresh lift_fresh_copy log log10
-log1p log2 log_sigmoid logical_not logit mish nan_to_num neg ones_like positive reciprocal relu relu6 round
+_conj _neg_view abs acos acosh alias angle asin asinh atan atanh bitwise_not ceil celu clamp clamp_max clamp_min clone
+conj contiguous conj_physical cos cosh detach detach_copy elu erf erfc exp exp2 expm1 fill floor frac
+gelu hardshrink hardsigmoid hardswish hardtanh imag isfinite isinf isnan leaky_relu lift_fresh lift_fresh_copy log log10
+log1p log2 log_sigmoid logical_not logit mish nan_to_num neg ones_like positive real reciprocal relu relu6
+resolve_conj resolve_neg round
 rsqrt selu sgn sigmoid sign silu sin sinh softplus softshrink softsign sqrt square tan tanh tanhshrink threshold
 to trunc type_as zero zeros_like full_like _to_copy float_power pow
 """.split()  # noqa: SIM905 - a list of a hundred strings would hide the names
 _BINARY = """
-add addcdiv addcmul atan2 bitwise_and bitwise_or bitwise_xor copy div eq floor_divide fmax fmin fmod ge gt hypot le
-lerp logaddexp logical_and logical_or logical_xor lt masked_fill maximum minimum mul multiply ne remainder rsub sub
-subtract true_divide where xlogy __and__ __or__ __xor__ divide
+add addcdiv addcmul atan2 bitwise_and bitwise_or bitwise_xor complex copy div eq floor_divide fmax fmin fmod ge gt
+hypot le lerp logaddexp logical_and logical_or logical_xor lt masked_fill maximum minimum mul multiply ne polar
+remainder rsub sub subtract true_divide where xlogy __and__ __or__ __xor__ divide
 """.split()  # noqa: SIM905 - a list of a hundred strings would hide the names
 
 # Of one value they make many.

@@ -138,18 +138,39 @@ def statistic_dims(node: fx.Node, module: nn.Module) -> set[int]:
         return set()
     ndim = source.meta["val"].ndim
     if node.op == "call_module":
-        layer: Any = module.get_submodule(str(node.target))
-        if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
-            return set(range(ndim - len(layer.normalized_shape), ndim))
-        return {1} if isinstance(layer, nn.GroupNorm) else set()
+        return _of_layer(module.get_submodule(str(node.target)), ndim)
     packet = getattr(node.target, "overloadpacket", None)
-    if packet in (aten.layer_norm, aten.rms_norm):
-        return set(range(ndim - len(node.args[1]), ndim))  # type: ignore[arg-type]
-    if packet is aten.group_norm:
-        return {1}
+    if packet in _NORMS:
+        return _of_norm(node, packet, ndim)
     if packet in (aten.max, aten.min) and len(node.all_input_nodes) > 1:  # of two tensors, element by element
         return set()
     return reduced(node, ndim) if packet in _STATISTICS else set()
+
+
+_NORMS = {aten.layer_norm, aten.rms_norm, aten.group_norm, aten.batch_norm, aten.instance_norm}
+
+
+def _of_norm(node: fx.Node, packet: Any, ndim: int) -> set[int]:
+    if packet is aten.group_norm:
+        return set(range(1, ndim))
+    if packet is aten.batch_norm:
+        return _but_channels(0, ndim) if argument_of(node, "training") else set()
+    if packet is aten.instance_norm:
+        return _but_channels(2, ndim) if argument_of(node, "use_input_stats") else set()
+    return set(range(ndim - len(node.args[1]), ndim))  # type: ignore[arg-type]
+
+
+def _of_layer(layer: Any, ndim: int) -> set[int]:
+    if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
+        return set(range(ndim - len(layer.normalized_shape), ndim))
+    if isinstance(layer, nn.modules.batchnorm._NormBase) and (layer.training or layer.running_mean is None):
+        return _but_channels(2 if isinstance(layer, nn.modules.instancenorm._InstanceNorm) else 0, ndim)
+    return set(range(1, ndim)) if isinstance(layer, nn.GroupNorm) else set()
+
+
+def _but_channels(first: int, ndim: int) -> set[int]:
+    """Return the dimensions that a batch norm (from 0) or instance norm (from 2) takes its statistics over."""
+    return set(range(first, ndim)) - {1}
 
 
 def spread_correction(node: fx.Node) -> int:
@@ -233,6 +254,25 @@ def argmax(flow: Flow, node: fx.Node) -> Axes:
         flow.freeze(axes[d], "the position of the extreme value has a meaning")
     keep = len(flow.shape(node)) == len(axes)
     return tuple(None if d in dims else axis for d, axis in enumerate(axes) if keep or d not in dims)
+
+
+@rule(*packets("affine_grid_generator"), held=Held.LOST)
+def coordinates(flow: Flow, node: fx.Node) -> Any:
+    """A table of coordinates from matrices, whose entries have a place."""
+    return flow.freeze_all(node, "its entries are coordinates of an affine map")
+
+
+@rule(*packets("triu", "tril"), held=Held.LOST)
+def triangle(flow: Flow, node: fx.Node) -> Axes:
+    """A row and the column of the same index go together: what is left of a triangle is then a triangle again."""
+    axes = flow.axes(node.args[0])
+    diagonal = integer(argument_of(node, "diagonal"))
+    if diagonal not in ((0, 1) if node.target.overloadpacket is aten.triu else (0, -1)):  # type: ignore[union-attr]
+        for axis in axes[-2:]:
+            flow.freeze(axis, "the place of an index decides what is kept of a triangle")
+    elif axes[-1] is not None or axes[-2] is not None:
+        flow.meet(axes[-2], axes[-1], "the place of an index decides what is kept of a triangle")
+    return axes
 
 
 @rule(*packets("topk", "sort", "argsort", "meshgrid", "gather", "scatter", "unfold", "nonzero", "diff"), held=Held.LOST)

@@ -247,10 +247,16 @@ class Flow:
 
 
 def key_of(node: fx.Node, module: nn.Module) -> Any:
-    """Return what the table lists a call under: the class of a module, the packet of an operation, or the function."""
+    """Return what the table lists a call under: the class of a module, the packet of an operation, or the function.
+
+    Operations of other libraries are listed by name (``"torchvision.deform_conv2d"``), so that nothing is imported.
+    """
     if node.op == "call_module":
         return type(module.get_submodule(str(node.target)))
-    return node.target.overloadpacket if isinstance(node.target, torch._ops.OpOverload) else node.target
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return node.target
+    packet = node.target.overloadpacket
+    return packet if node.target.namespace == "aten" else str(packet)
 
 
 def packets(*names: str) -> list[Any]:
