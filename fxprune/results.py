@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from fxprune.capture import Traced, trace
 from fxprune.capture.specs import example_inputs
 from fxprune.errors import InputError
-from fxprune.passes import PASSES
-from fxprune.pipeline import Pipeline
+from fxprune.passes import PASSES, RemoveLayers
+from fxprune.pipeline import Pass, Pipeline
 from fxprune.planning import Plan
 from fxprune.surgery import cut
 
 PLAN, WEIGHTS, REPORT = "plan.json", "model.safetensors", "report.json"
-_CUT = "prune-channels"
+_CUT, _LAYERS = "prune-channels", "remove-layers"
 _FOR_DEPLOYMENT = ("remove-identity", "fuse-batchnorm")
 """Last passes: the weights are those in front of them."""
 _OF_VALUES = ("train", "calibrate-batchnorm")
@@ -56,12 +56,13 @@ def load(directory: str | Path, factory: Callable[[], nn.Module], example: Any =
     if example is None:
         section = recipe.get("model", {})
         example = example_inputs(section.get("input", []), section.get("seed", 0))
-    traced = _through(trace(factory().eval(), example), steps[:last], folder)
+    layers = iter(_removed_layers(folder / REPORT))
+    traced = _through(trace(factory().eval(), example), steps[:last], folder, layers)
     if last < len(steps):
         plan = Plan.from_json(_read(folder / PLAN))
         plan.check(traced)
         traced = cut(traced, replace(plan, compensate=None))  # only the shapes: what it left behind is in the weights
-        traced = _through(traced, steps[last + 1 :], folder)
+        traced = _through(traced, steps[last + 1 :], folder, layers)
     _load_weights(traced.module, folder / WEIGHTS)
     return traced
 
@@ -87,16 +88,29 @@ def _recipe(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged: {error}. Restore it, or delete it and give example=") from error
 
 
-def _through(traced: Traced, steps: list[dict[str, Any]], folder: Path) -> Traced:
+def _removed_layers(path: Path) -> list[list[str]]:
+    """Return which layers each remove-layers of the run took: the weights are not the ones that they were chosen by."""
+    if not path.exists():
+        return []
+    try:
+        reports = [entry for entry in json.loads(_read(path))["passes"] if entry["name"] == _LAYERS]
+        return [[str(change["place"]) for change in entry["changes"]] for entry in reports]
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {error}. Restore it") from error
+
+
+def _through(traced: Traced, steps: list[dict[str, Any]], folder: Path, layers: Iterator[list[str]]) -> Traced:
     """Run the passes that make the structure; the weights are not the ones that they ran on."""
-    made = []
+    made: list[Pass] = []
     for entry in steps:
         if entry["name"] == "merge-basis" or (entry["name"] == "prune-weights" and entry.get("form") == "cheap"):
             raise InputError(
                 f"{folder} was made with {entry['name']}, which leaves a structure that depends on the weights; load "
                 f"{folder / 'model.onnx'}, or run the recipe in {REPORT} again (--print-script prints it as Python)"
             )
-        if entry["name"] not in (*_OF_VALUES, "prune-weights"):
+        if entry["name"] == _LAYERS:
+            made.append(RemoveLayers(next(layers, []), level=entry.get("level", "layer")))
+        elif entry["name"] not in (*_OF_VALUES, "prune-weights"):
             made.append(PASSES[entry["name"]](**{key: value for key, value in entry.items() if key != "name"}))
     return Pipeline(made, verify=False)(traced).traced if made else traced
 

@@ -31,7 +31,7 @@ from typing import Any
 
 import tomli_w
 
-from fxprune.cli.options import CALIBRATE, PLAN, PRUNE, TRAIN, Options, PassChoice
+from fxprune.cli.options import CALIBRATE, FROM_DATA, LAYERS, PLAN, PRUNE, TRAIN, Options, PassChoice
 from fxprune.cli.recipe_flow import plan_source, problem_in
 from fxprune.cli.recipe_lines import line_of
 from fxprune.cli.recipe_training import problem_with
@@ -165,12 +165,16 @@ def _problem(name: str, options: dict[str, Any]) -> tuple[str, str] | None:
         return (next(iter(options)), f"{PRUNE} takes its options from [plan]") if options else None
     if name == CALIBRATE:
         return _calibration_problem(options)
-    parameters = inspect.signature(PASSES[name]).parameters
+    parameters = list(inspect.signature(PASSES[name]).parameters)
+    if name == LAYERS:
+        parameters = [key for key in parameters if key not in ("batches", "loss")] + list(FROM_DATA)
     for key in options:
         if key not in parameters:
             return key, f"{name} has no option {key!r}; it takes {', '.join(parameters) or 'none'}"
+    if name == LAYERS and (problem := _not_whole(name, options)):
+        return problem
     try:
-        PASSES[name](**options)
+        PASSES[name](**{key: value for key, value in options.items() if key not in FROM_DATA or name != LAYERS})
     except Exception as error:  # a pass refuses options in its own way
         return next(iter(options), "name"), f"{name} cannot be made with these options: {error}"
     return None
@@ -178,11 +182,18 @@ def _problem(name: str, options: dict[str, Any]) -> tuple[str, str] | None:
 
 def _calibration_problem(options: dict[str, Any]) -> tuple[str, str] | None:
     """Return what is wrong with the options of calibrate-batchnorm, whose batches are of the section [data]."""
-    for key, value in options.items():
-        if key not in ("batch", "max_batches"):
+    for key in options:
+        if key not in FROM_DATA:
             return key, f"{CALIBRATE} has no option {key!r} here; it takes batch (images in each), max_batches"
+    return _not_whole(CALIBRATE, options)
+
+
+def _not_whole(name: str, options: dict[str, Any]) -> tuple[str, str] | None:
+    """Return which of the numbers of images and batches is none, and what is wrong with it."""
+    for key in FROM_DATA:
+        value = options.get(key, 1)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            return key, f"{CALIBRATE}: {key} = {value!r} is not a whole number of at least 1"
+            return key, f"{name}: {key} = {value!r} is not a whole number of at least 1"
     return None
 
 

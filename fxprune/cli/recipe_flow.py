@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from fxprune.cli.options import CALIBRATE, PRUNE, TRAIN, PassChoice
+from fxprune.cli.options import CALIBRATE, LAYERS, PRUNE, TRAIN, PassChoice
 from fxprune.cli.recipe_training import METHODS, methods_of, pruning_method
 
-PRUNES = (PRUNE, "prune-weights", "merge-basis")
+PRUNES = (PRUNE, LAYERS, "prune-weights", "merge-basis")
 """Passes behind which a model is smaller, or has fewer weights that matter."""
+MEASURED = ("cka", "probe", "taylor")
+"""Scores of layers that need data."""
 _FOR_DEPLOYMENT = ("remove-identity", "fuse-batchnorm")
 
 
@@ -37,9 +39,8 @@ def problem_in(steps: Sequence[PassChoice], *, data: bool) -> Problem | None:
         if found:
             return Problem(number, *found)
     if not any(step.name in PRUNES for step in steps):
-        text = (
-            f"nothing here makes the model smaller: one of the passes has to be {', '.join(PRUNES[:2])} or {PRUNES[2]}"
-        )
+        passes = f"{', '.join(PRUNES[:-1])} or {PRUNES[-1]}"
+        text = f"nothing here makes the model smaller: one of the passes has to be {passes}"
         return Problem(0, "name", text + "; to train alone there is fxprune finetune")
     return None
 
@@ -71,6 +72,11 @@ def expanded(steps: Sequence[PassChoice], number: int) -> bool:
     return bool(before) and before[-1] == "over-parameterize"
 
 
+def measures_layers(step: PassChoice) -> bool:
+    """Whether remove-layers chooses by data."""
+    return step.options.get("importance") in MEASURED or step.options.get("allocation") == "segments"
+
+
 def _gives(step: PassChoice) -> str:
     method = pruning_method(step.options) if step.name == TRAIN else None
     return METHODS[method].gives if method else "nothing"
@@ -81,6 +87,12 @@ def _takes(step: PassChoice) -> bool:
 
 
 def _needs_data(step: PassChoice, data: bool) -> tuple[str, str] | None:
+    if not data and step.name == LAYERS and measures_layers(step):
+        key = "importance" if step.options.get("importance") in MEASURED else "allocation"
+        return key, (
+            f"{step.name} with {key} = {step.options[key]!r} is measured on data: add a section [data] with "
+            'spec = "digits", "imagefolder:PATH" or another'
+        )
     if data or step.name not in (TRAIN, CALIBRATE):
         return None
     return "name", f'{step.name} needs data: add a section [data] with spec = "digits", "imagefolder:PATH" or another'

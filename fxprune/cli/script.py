@@ -7,9 +7,9 @@ from typing import Any
 
 from fxprune.capture.specs import DEFAULT_INPUT, parse_input, parts_of
 from fxprune.cli.loading import parse_arguments
-from fxprune.cli.options import BUDGETS, CALIBRATE, PRUNE, TRAIN, Options, PassChoice
-from fxprune.cli.recipe_flow import first_pruning, plan_source
-from fxprune.cli.script_training import calibration, data_lines, teacher_lines, training_lines
+from fxprune.cli.options import BUDGETS, CALIBRATE, FROM_DATA, LAYERS, PRUNE, TRAIN, Options, PassChoice
+from fxprune.cli.recipe_flow import first_pruning, measures_layers, plan_source
+from fxprune.cli.script_training import calibration, data_lines, layer_batches, teacher_lines, training_lines
 from fxprune.passes import PASSES
 
 
@@ -144,5 +144,9 @@ def _call(options: Options, step: PassChoice) -> str:
         return "passes.PruneChannels(plan)"
     if step.name == CALIBRATE:
         return calibration(options, step)
-    arguments = ", ".join(f"{key}={value!r}" for key, value in step.options.items())
+    given = {key: value for key, value in step.options.items() if step.name != LAYERS or key not in FROM_DATA}
+    given |= {"seed": step.options.get("seed", options.seed)} if step.name == LAYERS else {}
+    arguments = ", ".join(f"{key}={value!r}" for key, value in given.items())
+    if step.name == LAYERS and measures_layers(step):
+        arguments += f", batches={layer_batches(options, step)}"
     return f"passes.{PASSES[step.name].__name__}({arguments})"

@@ -61,13 +61,22 @@ def training_lines(options: Options, number: int) -> list[str]:
 
 def calibration(options: Options, step: PassChoice) -> str:
     """Return the call of calibrate-batchnorm."""
+    batches = _batches_of(options, step)
+    most = f", max_batches={step.options['max_batches']}" if "max_batches" in step.options else ""
+    return f"passes.CalibrateBatchNorm({batches}{most})"
+
+
+def layer_batches(options: Options, step: PassChoice) -> str:
+    """Return the batches that remove-layers measures on."""
+    return f"[batch for _, batch in zip(range({step.options.get('max_batches', 8)}), {_batches_of(options, step)})]"
+
+
+def _batches_of(options: Options, step: PassChoice) -> str:
     generator = f"torch.Generator().manual_seed({options.seed})"
-    batches = (
+    return (
         f"DataLoader(splits.train, {step.options.get('batch', 64)}, shuffle=True, drop_last=True, "
         f"generator={generator}, num_workers={options.workers})"
     )
-    most = f", max_batches={step.options['max_batches']}" if "max_batches" in step.options else ""
-    return f"passes.CalibrateBatchNorm({batches}{most})"
 
 
 def _objective(options: Options, number: int, name: str) -> str:

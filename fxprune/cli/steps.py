@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from fxprune.cli.console import Stages, err, say
 from fxprune.cli.going_on import keep_plan, kept_plan
-from fxprune.cli.options import CALIBRATE, PRUNE, TRAIN, Options, PassChoice
-from fxprune.cli.recipe_flow import deployment, first_pruning
+from fxprune.cli.options import CALIBRATE, FROM_DATA, LAYERS, PRUNE, TRAIN, Options, PassChoice
+from fxprune.cli.recipe_flow import deployment, first_pruning, measures_layers
 from fxprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -126,23 +126,37 @@ def _run_passes(run: Run, choices: list[PassChoice]) -> None:
 def _made(run: Run, choice: PassChoice) -> Any:
     from fxprune.passes import PASSES, CalibrateBatchNorm
 
+    if choice.name == LAYERS:
+        return _layers(run, choice)
     if choice.name != CALIBRATE:
         return PASSES[choice.name](**choice.options)
-    assert run.splits is not None  # the recipe was refused without data
-    return CalibrateBatchNorm(_batches(run, choice.options.get("batch", 64)), choice.options.get("max_batches"))
+    batches = _batches(run, CALIBRATE, choice.options.get("batch", 64))
+    return CalibrateBatchNorm(batches, choice.options.get("max_batches"))
 
 
-def _batches(run: Run, batch: int) -> Any:
+def _layers(run: Run, choice: PassChoice) -> Any:
+    """Return remove-layers with the batches that it chooses by, if it does."""
+    from fxprune.passes import RemoveLayers
+
+    options = {key: value for key, value in choice.options.items() if key not in FROM_DATA}
+    batches = None
+    if measures_layers(choice):
+        loader = _batches(run, LAYERS, choice.options.get("batch", 64))
+        batches = list(itertools.islice(loader, choice.options.get("max_batches", 8)))
+    return RemoveLayers(**{"seed": run.options.seed, **options}, batches=batches)
+
+
+def _batches(run: Run, name: str, batch: int) -> Any:
     """Return training images in an order that mixes classes, always the same; a smaller last batch is left out."""
     import torch
     from torch.utils.data import DataLoader
 
     from fxprune.training.data import labels_of
 
-    assert run.splits is not None
+    assert run.splits is not None  # the recipe was refused without data
     count = len(labels_of(run.splits.train))
     if count < batch:
-        raise InputError(f"{CALIBRATE}: batch is {batch}, and there are {count} training images; give a smaller batch")
+        raise InputError(f"{name}: batch is {batch}, and there are {count} training images; give a smaller batch")
     generator = torch.Generator().manual_seed(run.options.seed)
     workers = run.options.workers
     return DataLoader(run.splits.train, batch, shuffle=True, drop_last=True, generator=generator, num_workers=workers)

@@ -14,7 +14,7 @@ from fxprune.depth.flow import Flow, living, unread_inputs
 from fxprune.depth.layers import Layer, Layers, Level, outermost
 from fxprune.depth.plan import LayerPlan
 from fxprune.depth.remove import stand_ins
-from fxprune.depth.scores import Importance, Loss, score_layers
+from fxprune.depth.scores import Importance, Loss, check_importance, score_layers
 from fxprune.depth.segments import segments_of
 from fxprune.errors import BudgetError, InputError
 from fxprune.planning import Cost
@@ -61,9 +61,10 @@ def make_layer_plan(  # noqa: PLR0913 - the options of one decision, all by keyw
         InputError: An option cannot be used, or the model has no layer that can be removed; says why.
         BudgetError: No removal of whole layers meets the budget; says which share can be reached.
     """
-    budget = _budget(macs=macs, params=params, layers=layers)
+    budget = layer_budget(macs=macs, params=params, layers=layers)
     if allocation not in ALLOCATIONS:
         raise InputError(f"allocation={allocation!r} is not known; use {' or '.join(map(repr, ALLOCATIONS))}.")
+    check_importance(importance)
     found = find_layers(traced, level)
     if not len(found):
         raise InputError(f"{traced.name} has no layer that can be removed. {found.why_none()}")
@@ -141,8 +142,12 @@ class _Problem:
         return notes
 
 
-def _budget(**given: float | None) -> Budget:
-    """Return the one budget that is given; the message of the parser names other metrics too."""
+def layer_budget(**given: float | None) -> Budget:
+    """Return the one budget out of ``macs``, ``params`` and ``layers``.
+
+    Raises:
+        InputError: None or several are given, or the share is no number in (0, 1].
+    """
     if sum(value is not None for value in given.values()) != 1:
         got = " and ".join(f"{key}={value}" for key, value in given.items() if value is not None) or "none"
         raise InputError(

@@ -60,26 +60,20 @@ def score_layers(
         InputError: The name is not known, no layer gets a score, data are missing or do not fit, or the function gives
             something else.
     """
+    check_importance(importance)
     if callable(importance):
         values = _of_function(importance, traced, layers)
     elif importance in _FROM_WEIGHTS:
         values = [_FROM_WEIGHTS[importance](traced, layer) for layer in layers]
     elif importance == "random":
         values = list(np.random.default_rng(seed).random(len(layers)))
-    elif importance in measured.SCORES:
+    else:
         if not batches:
             raise InputError(
                 f"Importance {importance!r} is measured on data, and there are no batches: give batches=, a list of "
                 f"{'inputs' if importance == 'cka' else 'pairs of inputs and labels'}."
             )
         values = measured.SCORES[importance](traced, layers, batches, loss)
-    else:
-        names = [*_FROM_WEIGHTS, "random", *measured.SCORES]
-        near = get_close_matches(str(importance), names, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise InputError(
-            f"There is no importance {importance!r} of layers.{hint} Use one of {', '.join(names)}, or a function."
-        )
     scores = {layer.name: float(value) for layer, value in zip(layers, values, strict=True) if not math.isnan(value)}
     if not scores:
         why = "no removable layer has a batch norm" if importance == "bn_scale" else "every score is NaN"
@@ -87,6 +81,18 @@ def score_layers(
             f"Importance {importance!r} gives no removable layer a score: {why}; use another, such as 'l1'."
         )
     return scores
+
+
+def check_importance(importance: Importance) -> None:
+    """Raise an ``InputError`` unless it is a function, or a name of the table above."""
+    names = [*_FROM_WEIGHTS, "random", *measured.SCORES]
+    if callable(importance) or importance in names:
+        return
+    near = get_close_matches(str(importance), names, 1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise InputError(
+        f"There is no importance {importance!r} of layers.{hint} Use one of {', '.join(names)}, or a function."
+    )
 
 
 def bn_scale(traced: Traced, layer: Layer) -> float:
@@ -148,4 +154,4 @@ def _of_function(function: Callable[[Traced, Layers], Any], traced: Traced, laye
     return [float(value) for value in values]
 
 
-__all__ = ["Importance", "Loss", "bn_scale", "l1", "score_layers"]
+__all__ = ["Importance", "Loss", "bn_scale", "check_importance", "l1", "score_layers"]
