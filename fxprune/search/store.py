@@ -1,7 +1,9 @@
 """The folder of a search: a SQLite database of trials, attempts and results, and a folder for each trial.
 
 The schema is part of what fxprune promises; ``docs/three_dimensions.md`` describes it. Every change is one transaction,
-so that a search may be killed at any moment, and other processes may read and write at the same time.
+so that a search may be killed at any moment, and other processes may read and write at the same time. The journal is
+the plain one: a write-ahead log needs memory that processes share, which disks of a network do not have, and with one
+the database could not even be read where the disk is full.
 """
 
 from __future__ import annotations
@@ -302,7 +304,6 @@ def _prepare(connection: sqlite3.Connection, path: Path, settings: Mapping[str, 
             )
         else:
             _check_the_same(connection, path, settings)
-    connection.execute("PRAGMA journal_mode = WAL").fetchone()  # stays as it was where the disk has no shared memory
 
 
 _MARKS = ("application_id", "user_version")

@@ -197,8 +197,8 @@ def read_result(folder: Path, key: str | None = None) -> TrialResult | None:
         key: The trial that is asked for; the file of another one counts as none.
     """
     try:
-        values = json.loads((folder / RESULT).read_text())
-    except FileNotFoundError:
+        values = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # it may have been cut short by a power cut
         return None
     if values.get("schema") != SCHEMA or (key is not None and values["result"]["key"] != key):
         return None

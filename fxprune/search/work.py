@@ -13,6 +13,7 @@ import json
 import math
 import os
 import socket
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -22,12 +23,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fxprune.deploy.files import atomic_write
 from fxprune.errors import InputError
 from fxprune.search.trials import RESULT, SCHEMA, Trial, TrialResult, Work, read_result
 
 ATTEMPTS, LOG = "attempts.jsonl", "log.txt"
 LOCK_WAIT = 30.0  # seconds; a worker whose search was killed is gone within one
+FINISHING = threading.Lock()
+"""Held from the end of a work until its result is written; a worker whose search was killed dies outside of that."""
+
 _NUMBERS = ("macs", "params", "resolution")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -86,29 +89,48 @@ def carry_out(trial: Trial, work: Work, folder: Path) -> TrialResult:
             return known  # its worker wrote it, but nobody took it
         function = load_work(work)
         with _stop_when_full(folder):
-            attempts = _note_attempt(folder)
+            about: dict[str, Any] = {"attempts": _note_attempt(folder), "worker": worker_name()}
             start = time.perf_counter()
-            values: dict[str, Any] = {"worker": worker_name(), "attempts": attempts}
-            try:
-                values |= {"status": "done", **_checked(function(trial, folder), folder)}
-            except (Exception, SystemExit) as error:
-                if isinstance(error, SearchStopped) or _is_full(error):
-                    raise
-                _log(folder, traceback.format_exc())
-                values |= {"status": "failed", "error": _reason(error)}
-            result = TrialResult(trial.key, **values, seconds=time.perf_counter() - start)
-            write_result(folder, trial, result)
+            returned, error = _call(function, trial, folder)
+            with FINISHING:
+                values = {"status": "failed", "error": _reason(error)} if error else _judged(returned, folder)
+                result = TrialResult(trial.key, **values, **about, seconds=time.perf_counter() - start)
+                _write_result(folder, trial, result)
     return result
 
 
-def write_result(folder: Path, trial: Trial, result: TrialResult) -> None:
-    """Write the file that says that a trial has ended, in one step."""
-    text = json.dumps({"schema": SCHEMA, "trial": trial.to_json(), "result": result.to_json()}, indent=1)
+def _call(function: Callable[[Trial, Path], Any], trial: Trial, folder: Path) -> tuple[Any, BaseException | None]:
+    """Return what the work returned, or raised."""
+    try:
+        return function(trial, folder), None
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SearchStopped) or _is_full(error):
+            raise
+        with (folder / LOG).open("a") as file:
+            file.write(traceback.format_exc())
+        return None, error
 
-    def write(temporary: Path) -> None:
-        temporary.write_text(text)
 
-    atomic_write(folder / RESULT, write)
+def _judged(returned: Any, folder: Path) -> dict[str, Any]:
+    try:
+        return {"status": "done", **_checked(returned, folder)}
+    except (TypeError, ValueError, OSError) as error:
+        return {"status": "failed", "error": _reason(error)}
+
+
+def _write_result(folder: Path, trial: Trial, result: TrialResult) -> None:
+    """Write the file that says that a trial has ended, in one step.
+
+    It takes its name before it is flushed to the disk, so that a worker that is killed then has not worked in vain.
+    What a power cut leaves of it is no JSON, and counts as nothing.
+    """
+    path, new = folder / RESULT, folder / f".{RESULT}.new"
+    new.write_text(
+        json.dumps({"schema": SCHEMA, "trial": trial.to_json(), "result": result.to_json()}, indent=1), encoding="utf-8"
+    )
+    new.replace(path)
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def attempts_of(folder: Path) -> list[dict[str, Any]]:
@@ -225,8 +247,3 @@ def _reason(error: BaseException) -> str:
         return f"it ended its process by sys.exit({error.code!r})"
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:500]}" if lines else type(error).__name__
-
-
-def _log(folder: Path, text: str) -> None:
-    with (folder / LOG).open("a") as file:
-        file.write(text)

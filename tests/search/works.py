@@ -1,7 +1,7 @@
 """Work for trials, which worker processes import as ``search.works``: each shows one way for a trial to go.
 
-A trial counts to ``options["steps"]``, in steps that it keeps in its folder as a checkpoint, and leaves marks of what
-it did: ``begun``, ``steps`` and ``done`` have a line for each time.
+A trial counts to ``options["steps"]`` and keeps each step in its folder as a checkpoint, with who took it. The files
+``begun`` and ``done`` have a line for each time that it was begun and came to its end.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,13 @@ from fxprune.search import SearchStopped, Trial, parent_weights
 def count(trial: Trial, folder: Path) -> dict[str, Any]:
     """Count with a checkpoint; the accuracy follows from the trial and its parent's weights."""
     mark(folder, "begun", os.getpid())
-    state = folder / "checkpoint.json"
-    step, total = json.loads(state.read_text()) if state.exists() else (0, start_of(trial, folder))
-    while step < trial.options.get("steps", 3):
+    taken = steps(folder)
+    total = taken[-1][2] if taken else start_of(trial, folder)
+    for step in range(len(taken), trial.options.get("steps", 3)):
         time.sleep(trial.options.get("sleep", 0.0))
-        step, total = step + 1, (total * 31 + trial.seed + int(1000 * trial.width) + step) % 10007
-        write(state, json.dumps([step, total]))
-        mark(folder, "steps", step)
+        total = (total * 31 + trial.seed + int(1000 * trial.width) + step) % 10007
+        taken.append((step, os.getpid(), total))
+        write(folder / "checkpoint.json", json.dumps(taken))
     write(folder / "weights.json", json.dumps(total))
     result = {
         "accuracy": total / 10007,
@@ -42,6 +44,12 @@ def count(trial: Trial, folder: Path) -> dict[str, Any]:
 def start_of(trial: Trial, folder: Path) -> int:
     weights = parent_weights(trial, folder)
     return 1 if weights is None else int(json.loads(weights.read_text()))
+
+
+def steps(folder: Path) -> list[tuple[int, int, int]]:
+    """Number, process and outcome of each step that is kept."""
+    path = folder / "checkpoint.json"
+    return [tuple(step) for step in json.loads(path.read_text())] if path.exists() else []
 
 
 def mark(folder: Path, name: str, value: object) -> None:
@@ -63,32 +71,57 @@ def write(path: Path, text: str) -> None:
 def fall(trial: Trial, folder: Path) -> dict[str, Any]:
     """Count, unless the options say how it goes wrong."""
     way = trial.options.get("way")
-    begun = len(marks(folder, "begun"))
-    if way == "raise":
-        raise RuntimeError("the data are gone\nand this is the second line")
-    if way == "exit":
-        sys.exit(3)
-    if way == "nan":
-        return {"accuracy": float("nan")}
     if way in RETURNS:
         return RETURNS[way]  # type: ignore[no-any-return]
-    if way == "hang" or (way == "hang once" and not begun):
-        mark(folder, "begun", os.getpid())
-        time.sleep(600)
-    if way == "full":
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    if way == "stop":
-        raise SearchStopped("there are no data on this machine")
-    if way == "kill":
-        mark(folder, "begun", os.getpid())
-        os.kill(os.getpid(), signal.SIGKILL)
-    if way == "print":
-        os.write(1, b"from a library\n")
-        print("from python", file=sys.stderr)
+    WAYS.get(way, lambda folder: None)(folder)
     return count(trial, folder)
 
 
+def fail(_: Path) -> None:
+    raise RuntimeError("the data are gone\nand this is the second line")
+
+
+def stop(_: Path) -> None:
+    raise SearchStopped("there are no data on this machine")
+
+
+def fill(_: Path) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def hang(folder: Path) -> None:
+    mark(folder, "begun", os.getpid())
+    time.sleep(600)
+
+
+def hang_once(folder: Path) -> None:
+    if not marks(folder, "begun"):
+        hang(folder)
+
+
+def wait(folder: Path) -> None:
+    """For a process of its own that hangs."""
+    child = subprocess.Popen(["sleep", "600"])
+    mark(folder, "child", child.pid)
+    child.wait()
+
+
+def die(_: Path) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def say(_: Path) -> None:
+    os.write(1, b"from a library\n")
+    print("from python", file=sys.stderr)
+
+
+WAYS: dict[str | None, Callable[[Path], None]] = {
+    "raise": fail, "exit": lambda folder: sys.exit(3), "stop": stop, "full": fill, "hang": hang, "hang once": hang_once,
+    "wait": wait, "kill": die, "print": say,
+}  # fmt: skip
+
 RETURNS: dict[str | None, Any] = {
+    "nan": {"accuracy": float("nan")},
     "text": {"accuracy": "good"},
     "truth": {"accuracy": True},
     "nothing": None,

@@ -27,7 +27,7 @@ from typing import Any, Literal
 from fxprune.errors import InputError
 from fxprune.search.executors import Event, Workers
 from fxprune.search.trials import Trial, TrialResult, Work, read_result
-from fxprune.search.work import LOG, attempts_of, carry_out, load_work, worker_name
+from fxprune.search.work import FINISHING, LOG, attempts_of, carry_out, load_work, worker_name
 
 START_LIMIT = 300.0  # seconds for a worker to load Python, torch and the work
 _END_LIMIT = 5.0  # seconds for a worker to leave by itself
@@ -278,6 +278,7 @@ def _end_with_search() -> None:
     search = multiprocessing.parent_process()
     assert search is not None  # this is a process that multiprocessing started
     connection.wait([search.sentinel])
+    FINISHING.acquire()  # never given back
     if hasattr(os, "killpg"):
         os.killpg(os.getpgid(0), signal.SIGKILL)
     os._exit(1)

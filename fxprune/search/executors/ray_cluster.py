@@ -52,6 +52,7 @@ class RayCluster:
         retries: How often a trial is begun again whose worker was lost or killed for its time.
         runtime_env: What workers need, as Ray takes it: packages, variables, the folder with the model's code.
         connect_within: Seconds to reach the cluster.
+        begin_within: Seconds until the first trial has begun; a cluster whose workers cannot start never says so.
     """
 
     address: str | None = None
@@ -62,6 +63,7 @@ class RayCluster:
     retries: int = 2
     runtime_env: Mapping[str, Any] | None = None
     connect_within: float = 60.0
+    begin_within: float = 600.0
 
     def __post_init__(self) -> None:
         check_limits(self.workers, 1, self.timeout, self.retries)
@@ -99,12 +101,13 @@ class RayCluster:
 
     def _connect(self, ray: Any) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        if self.runtime_env is not None:
-            options["runtime_env"] = dict(self.runtime_env)
+        options["runtime_env"] = dict(self.runtime_env or {})
         if self.address is not None:
             _check_reachable(self.address, self.connect_within)
             ray.init(address=self.address, **options)
             return
+        variables = options["runtime_env"].get("env_vars", {})
+        options["runtime_env"]["env_vars"] = {"PYTHONPATH": _import_path(), **variables}
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what is started here reports to nobody
         options |= {"num_cpus": math.ceil(self.workers * self.cpus), "object_store_memory": _MEMORY}
         options |= {"num_gpus": math.ceil(self.workers * self.gpus)} if self.gpus else {}
@@ -148,6 +151,7 @@ class _Tasks:
         self._ray, self._options, self._work, self._owned = ray, options, work, owned
         self._remote = ray.remote(_run).options(num_cpus=options.cpus, num_gpus=options.gpus, max_retries=0)
         self._tasks: dict[Any, _Task] = {}
+        self._first_limit = time.monotonic() + options.begin_within
 
     def submit(self, trial: Trial, folder: Path) -> None:
         self._submit(_Task(trial, folder))
@@ -161,7 +165,13 @@ class _Tasks:
                 events += self._take(ref)
             self._cancel_late()
             if events:
+                self._first_limit = float("inf")
                 return events
+            if time.monotonic() > self._first_limit:
+                raise InputError(
+                    f"no worker of the Ray cluster has begun a trial within {self._options.begin_within:g} s; it is "
+                    "busy (ray status), or its workers cannot start (see worker-*.err and raylet.out among its logs)"
+                )
 
     def close(self, kill: bool = False) -> None:
         """Cancel what runs, and end the cluster where it was started here."""
@@ -233,6 +243,11 @@ def _run(content: bytes, trial: dict[str, Any], folder: str) -> tuple[str, Any]:
             return "result", carry_out(Trial.from_json(trial), work, place)
     except InputError as error:
         return "stopped", str(error)
+
+
+def _import_path() -> str:
+    """Return where this process finds modules: its workers on this machine find the same."""
+    return os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
 
 
 def _ray() -> Any:
