@@ -8,10 +8,11 @@ written into it, the module is left as it was, and the error names the line.
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class Applied:
 
     Attributes:
         tensors: Parameters and buffers that got another shape or another value, by name.
-        removed: Modules that the graph no longer has and that became ``nn.Identity``: folded norms.
+        removed: Modules that the graph no longer has and that became ``nn.Identity``: folded norms, removed layers.
         dtype: What the module and the graph were compared in.
         max_relative_error: The largest difference between them, relative to the largest output.
     """
@@ -76,11 +77,24 @@ def apply_to(traced: Traced, model: nn.Module) -> Applied:
         _check_pinned(traced, applied)
         _compare(traced, model, applied)
         _runs_around_regions(traced, model)
-    except BaseException:
+    except BaseException as error:
         for step in reversed(undo):
             step()
+        gone = traced.module.meta.get("fxprune.gone")
+        if gone and isinstance(error, VerifyError):
+            raise _not_without(model, error) from error
         raise
     return applied
+
+
+def _not_without(model: nn.Module, error: VerifyError) -> VerifyError:
+    """Say what removed layers ask of a model's own code."""
+    return VerifyError(
+        f"the code of {type(model).__name__} cannot do without the removed layers: a module that lost everything passes "
+        "its first input on, but a sum that is written in the code around a branch stays, and zeros in its place would "
+        'keep a part of the cost. Remove whole blocks (level="block"), or deploy the graph itself; the model is as it '
+        f"was. Without the layers, {error}"
+    )
 
 
 def _write(traced: Traced, model: nn.Module, undo: list[Callable[[], None]]) -> Applied:
@@ -102,8 +116,52 @@ def _write(traced: Traced, model: nn.Module, undo: list[Callable[[], None]]) -> 
         store[key] = value  # type: ignore[assignment]
         applied.tensors.append(name)
     _fit_sizes(graph, model, applied.tensors, undo)
-    applied.removed = _remove(model, [name for name in own if name not in new], undo)
+    passing = _pass_on(model, traced.module.meta.get("fxprune.gone", frozenset()), undo)
+    lost = [name for name in own if name not in new and not name.startswith(tuple(f"{path}." for path in passing))]
+    applied.removed = [*passing, *_remove(model, lost, undo)]
     return applied
+
+
+class PassOn(nn.Module):
+    """Stands in a model for a removed module that takes several inputs; gives the first."""
+
+    def forward(self, first: Any, *others: Any, **named: Any) -> Any:
+        """Return the first input."""
+        return first
+
+
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+
+
+def _pass_on(model: nn.Module, gone: frozenset[str], undo: list[Callable[[], None]]) -> list[str]:
+    """Let the modules that lost all their tensors with removed layers pass their input on: the outermost ones.
+
+    Of a list of modules its members do: the list itself is none. Whether the model computes what the graph does is
+    checked behind this, as ever.
+    """
+    replaced: list[str] = []
+    for path in _paths_of(gone):
+        holder, name = _submodule(model, path.rpartition(".")[0]), path.rpartition(".")[2]
+        module = _submodule(model, path)
+        if holder is None or module is None or any(path.startswith(f"{outer}.") for outer in replaced):
+            continue
+        owned = {key for key, _ in _named_tensors(module)}
+        if isinstance(module, _CONTAINERS) or not owned or not {f"{path}.{key}" for key in owned} <= gone:
+            continue
+        inputs = inspect.signature(module.forward).parameters
+        undo.append(lambda holder=holder, name=name, module=module: _put(holder._modules, name, module))  # type: ignore
+        holder._modules[name] = (nn.Identity() if len(inputs) == 1 else PassOn()).train(module.training)
+        replaced.append(path)
+    return replaced
+
+
+def _paths_of(names: Iterable[str]) -> list[str]:
+    """Return the paths of all modules around some tensors, outer ones first."""
+    paths = dict[str, None]()
+    for name in sorted(names):
+        parts = name.split(".")
+        paths |= dict.fromkeys(".".join(parts[:length]) for length in range(1, len(parts)))
+    return sorted(paths, key=lambda path: path.count("."))
 
 
 def _check_pinned(traced: Traced, applied: Applied) -> None:

@@ -21,7 +21,7 @@ from fxprune.depth.costs import Costs
 from fxprune.depth.flow import Flow, living, unread_inputs
 from fxprune.depth.layers import LEVELS, Level, outermost
 from fxprune.depth.make import ALLOCATIONS, layer_budget
-from fxprune.depth.remove import remove, stand_ins
+from fxprune.depth.remove import GONE, remove, stand_ins
 from fxprune.depth.scores import Importance, Loss, check_importance
 from fxprune.errors import InputError, PreconditionError
 from fxprune.pipeline import Keeps, Pass
@@ -122,7 +122,9 @@ class RemoveLayers(Pass):
         plan = self._plan(traced)
         chosen = plan.chosen(traced)
         before = Costs(traced).of(list(module.graph.nodes))
+        keys = set(module.state_dict())
         remove(module, chosen)
+        module.meta[GONE] = module.meta.get(GONE, frozenset()) | (keys - set(module.state_dict()))
         module.meta[_DONE] = (*module.meta.get(_DONE, ()), (dataclasses.replace(self, batches=None, loss=None), plan))
         whole = outermost(chosen)
         for layer in chosen:

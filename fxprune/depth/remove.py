@@ -14,6 +14,9 @@ from fxprune.graph_tools import drop_unused, module_of
 
 aten = torch.ops.aten
 
+GONE = "fxprune.gone"
+"""Key in the meta of a graph module: the state_dict keys that went with removed layers, as a frozenset."""
+
 _IDEMPOTENT = (aten.relu, aten.relu6, aten.hardtanh, aten.clamp, aten.clamp_min, aten.abs)
 _CHOOSING = (aten.max_pool1d, aten.max_pool2d, aten.max_pool3d, aten.adaptive_max_pool2d)
 
