@@ -12,6 +12,7 @@ if __name__ != "fxprune.passes":
 from fxprune.passes.calibrate_batchnorm import CalibrateBatchNorm
 from fxprune.passes.decompose_basis import DecomposeBasis
 from fxprune.passes.fuse_batchnorm import FuseBatchNorm
+from fxprune.passes.linearize_activations import LinearizeActivations
 from fxprune.passes.merge_basis import MergeBasis
 from fxprune.passes.over_parameterize import OverParameterize
 from fxprune.passes.prune_channels import PruneChannels
@@ -27,6 +28,7 @@ PASSES: dict[str, type[Pass]] = {
         CalibrateBatchNorm,
         DecomposeBasis,
         FuseBatchNorm,
+        LinearizeActivations,
         MergeBasis,
         OverParameterize,
         PruneChannels,
@@ -42,6 +44,7 @@ __all__ = [
     "CalibrateBatchNorm",
     "DecomposeBasis",
     "FuseBatchNorm",
+    "LinearizeActivations",
     "MergeBasis",
     "OverParameterize",
     "PruneChannels",

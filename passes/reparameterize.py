@@ -29,7 +29,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import fx, nn
 
 from fxprune.capture import Traced
@@ -41,6 +43,9 @@ from fxprune.linear.operations import Frame, Operation, Operations
 from fxprune.linear.regions import Region, regions_before
 from fxprune.pipeline import Keeps, Pass
 from fxprune.report import Change, Skip
+
+# New weights are float64 until they have been checked, and other layers of the model are not.
+_ROUNDED_TO: WeakKeyDictionary[nn.Module, set[torch.dtype]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -156,6 +161,7 @@ class Reparameterize(Pass):
             )
         trainable = any(layer.weight.requires_grad for layer in layers)
         layer = layer_of(form, spelled=spelled, trainable=trainable)
+        _ROUNDED_TO[layer] = {dtype for old in layers for dtype in _dtypes(old)}
         merged = [place_of(node) for node in reversed(region.nodes)]
         node = _replace(module, operations, region, layer)
         what = f"{', '.join(merged)} became {layer}: {before:,} -> {after:,} multiply-accumulates per sample"
@@ -209,9 +215,14 @@ def _form_of(module: fx.GraphModule, operations: Operations, region: Region) -> 
 def _check_precision(module: fx.GraphModule, operations: Operations, region: Region) -> None:
     """Refuse to merge layers of different dtypes: what one layer would be rounded to is not what all of them were."""
     layers = [module_of(module, node) for node in region.nodes if _kind(operations, node) in ("layer", "norm")]
-    dtypes = {tensor.dtype for layer in layers for tensor in tensors_of(layer) if tensor.is_floating_point()}
+    dtypes = {dtype for layer in layers for dtype in _dtypes(layer)}
     if len(dtypes) > 1:
         raise NotOneLayer(f"their weights are {', '.join(sorted(map(str, dtypes)))}")
+
+
+def _dtypes(layer: nn.Module) -> set[torch.dtype]:
+    """Return the precisions of a layer; of one that was merged a moment ago, those that it will be rounded to."""
+    return _ROUNDED_TO.get(layer) or {tensor.dtype for tensor in tensors_of(layer) if tensor.is_floating_point()}
 
 
 def _macs(operations: Operations, region: Region, form: Form) -> tuple[int, int]:
