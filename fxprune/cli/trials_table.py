@@ -83,7 +83,7 @@ class TrialsTable:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
         for name, width in _COLUMNS.items():  # only the last one is shortened where the terminal is narrow
             table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True, min_width=width)
-        table.add_column("", overflow="ellipsis", no_wrap=True)
+        table.add_column("")  # may be wrapped, as far as rich is concerned: else it takes room from all
         for row in shown:
             table.add_row(*_cells(row))
         return Group(table, Text(self._counts(len(rows) - len(shown)), style="dim"))
@@ -133,7 +133,7 @@ def _cells(row: _Row) -> list[Text | str]:
         macs = thousands(result.macs) if result.macs is not None else ""
     shares = [f"{value:.3g}" for value in (trial.depth, trial.width, trial.resolution)]
     state = Text(row.state, style=_STYLES[row.state])
-    return [*shares, str(trial.seed), state, accuracy, macs, seconds, Text(note)]  # a Text is no markup
+    return [*shares, str(trial.seed), state, accuracy, macs, seconds, Text(note, overflow="ellipsis", no_wrap=True)]
 
 
 def _that_fit(rows: list[_Row], room: int) -> list[_Row]:

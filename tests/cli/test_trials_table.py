@@ -27,7 +27,7 @@ def text_of(console: Console) -> str:
     return console.file.getvalue()
 
 
-def drawn(table: TrialsTable, height: int = 30, width: int = 100) -> list[str]:
+def drawn(table: TrialsTable, height: int = 30, width: int = 120) -> list[str]:
     console = screen(True, height, width)
     console.print(table.table())
     return text_of(console).splitlines()
