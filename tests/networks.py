@@ -1772,7 +1772,7 @@ class UnknownOp(Body):
         return self.classify(self.c(self.stem(x).cumprod(1)))
 
 
-@network(IMAGE, "c.weight:0", {"stem.weight:0": "Fourier"}, zero_keeps=False)
+@network(IMAGE, "c.weight:0", {"stem.weight:0": "fourier"}, zero_keeps=False)
 class FourierOverChannels(Body):
     def __init__(self) -> None:
         super().__init__(8, 6)

@@ -162,8 +162,9 @@ def grafted(model: nn.Module, small: nn.Module) -> nn.Module:
             source = small.get_submodule(path)
         except AttributeError:  # a dropout: nothing of it is in the graph
             continue
-        for name in [*module._parameters, *module._buffers]:
-            setattr(module, name, getattr(source, name))
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                setattr(module, name, getattr(source, name))
         for name, value in vars(source).items():
             if isinstance(value, int | tuple) and not name.startswith("_") and name in vars(module):
                 setattr(module, name, value)

@@ -73,8 +73,8 @@ class Operation:
         write: Adds lines; returns what they make, or None where the value does not fit.
         reads: Whether what is left of a value depends on all of its channels, so that a zero is not an absence.
         bakes: Whether the code names sizes that change with the widths.
-        repeats: Whether it makes new places by repeating values. A parameter that tells these apart makes units of
-            them, and a mean over places is then one over what is left.
+        repeats: Whether it makes new places, by repeating values or mixing others. A parameter that tells these apart
+            makes units of them, and a mean over places is then one over what is left.
     """
 
     name: str

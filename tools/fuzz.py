@@ -34,7 +34,7 @@ if __package__ in (None, ""):  # started as a script: the checkout itself is not
 import torch
 
 from fxprune.deploy.files import atomic_write
-from tools import _fuzz_images, _fuzz_tokens  # noqa: F401  (they register the rules)
+from tools import _fuzz_images, _fuzz_layers, _fuzz_tokens  # noqa: F401  (they register the rules)
 from tools._fuzz_check import Checked, WrongNumber, check_program
 from tools._fuzz_program import OPERATIONS, Program, Seeded, write_program
 

@@ -138,11 +138,25 @@ def export_program(
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> Any:
     """Export without what torch prints before it raises: the whole graph as far as it got."""
+    args, kwargs = distinct(args, kwargs)
     shapes = _by_parameter(model, args, kwargs, shapes)
     swallowed = io.StringIO()
     swallowed.rich_proxied_file = getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # type: ignore[attr-defined]
     with contextlib.redirect_stderr(swallowed):
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+def distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return inputs with a copy of each tensor that is given again: an exporter takes one for the other ever after."""
+    seen: set[int] = set()
+
+    def own(leaf: Any) -> Any:
+        again = isinstance(leaf, Tensor) and id(leaf) in seen
+        seen.add(id(leaf))
+        return leaf.clone() if again else leaf
+
+    copied: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(own, (args, kwargs))
+    return copied
 
 
 def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> Any:

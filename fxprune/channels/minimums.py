@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.channels.labels import Axis
-from fxprune.channels.rules import Flow
+from fxprune.channels.rules import Flow, key_of
 from fxprune.channels.rules.statistics import SPACE, spread_correction, statistic_dims
 
 aten = torch.ops.aten
+_INSTANCE_NORMS = {aten.instance_norm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d}
 _NEVER_EMPTY = {*SPACE, aten.im2col}
 _INFERS = {aten.view, aten.reshape, aten._unsafe_view, aten.unflatten}  # a size of -1 cannot be told from no elements
 
@@ -76,7 +77,7 @@ def _needs(flow: Flow, node: fx.Node) -> Iterator[tuple[list[Axis], int, int]]:
         return
     dims = statistic_dims(node, flow.module)
     least = 1 + spread_correction(node)
-    if node.op == "call_module" and isinstance(flow.layer(node), nn.modules.instancenorm._InstanceNorm):
+    if key_of(node, flow.module) in _INSTANCE_NORMS:
         least = 2  # the layer refuses to normalise one value
     if dims and math.prod(sizes[d] for d in dims) >= least:
         rest = math.prod(sizes[d] for d in dims if axes[d] is None)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fxprune.capture.program import distinct
 from fxprune.capture.regions import require_whole
 from fxprune.capture.traced import Traced
 from fxprune.deploy.onnx_file import save
@@ -156,12 +157,13 @@ def _with_copies(traced: Traced) -> Traced:
 
 def _call_exporter(traced: Traced, opset: int | None, *, optimize: bool) -> torch.onnx.ONNXProgram:
     shapes = named_shapes(traced) if traced.batch_is_dynamic else None
+    args, kwargs = distinct(traced.args, traced.kwargs)
     try:
         with evaluating(traced.module), _quiet():
             program = torch.onnx.export(
                 traced.module,
-                traced.args,
-                kwargs=traced.kwargs,
+                args,
+                kwargs=kwargs,
                 dynamo=True,
                 verbose=False,
                 optimize=optimize,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from fxprune import Pipeline, make_plan, passes, trace
+from fxprune import Pipeline, check_parity, export_onnx, make_plan, passes, trace
 from fxprune.errors import InputError, VerifyError
 
 IMAGE = torch.randn(2, 3, 6, 6)
@@ -113,3 +114,85 @@ def test_weights_that_are_no_numbers_are_named() -> None:
     model.get_parameter("3.weight").data[0, 0, 0, 0] = float("nan")
     with pytest.raises(VerifyError, match=r"not finite\), and 3.weight holds values that are not"):
         _halved(model)
+
+
+class _Collected(nn.Module):
+    """Takes any number of inputs, by place and by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor, *rest: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
+        y = self.a(x) + sum(self.b(value) for value in rest)
+        return self.c(torch.relu(y * named["gate"] if "gate" in named else y))  # type: ignore[no-any-return]
+
+
+class _Ordered(_Collected):
+    """Takes keyword inputs in an order of its own."""
+
+    def forward(self, x: torch.Tensor, y: Any = None, z: Any = None) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(x, z, gate=y)
+
+
+X, Z, GATE = torch.randn(2, 3), torch.randn(2, 4), torch.randn(2, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "args", "kwargs"),
+    [
+        (_Collected, (X, Z), {}),
+        (_Collected, (X, Z, Z), {"gate": GATE}),
+        (_Collected, (X,), {"gate": GATE}),
+        (_Ordered, (X,), {"z": Z, "y": GATE}),
+    ],
+)
+def test_inputs_that_forward_collects_have_an_open_batch(
+    kind: type[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any], tmp_path: Path
+) -> None:
+    model = kind().eval()
+    traced = trace(model, args, kwargs=kwargs)
+    assert traced.batch_is_dynamic
+    assert not traced.notes
+    small = Pipeline([passes.PruneChannels(make_plan(traced, channels=0.5, round_to=1))])(traced).traced
+    export_onnx(small, tmp_path / "model.onnx")
+    assert check_parity(small, tmp_path / "model.onnx").max_relative_error < 1e-4
+    inputs, named = traced.inputs(batch=3)
+    torch.testing.assert_close(traced.run(inputs, named)[0], model(*inputs, **named))
+
+
+@pytest.mark.parametrize("frozen", ["0.weight", "1.bias", "6.weight"])
+def test_some_frozen_parameters_are_pruned_with_the_others(frozen: str) -> None:
+    model = _net()
+    model.get_parameter(frozen).requires_grad_(False)
+    small = _halved(model)
+    assert not small.get_parameter(frozen).requires_grad
+    assert all(p.requires_grad for name, p in small.named_parameters() if name != frozen)
+
+
+def test_a_quantised_weight_in_a_plain_layer_is_named() -> None:
+    layer = nn.Linear(3, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        codes = torch.quantize_per_tensor(layer.weight.detach(), 0.1, 0, torch.qint8)
+    layer.weight = nn.Parameter(codes, requires_grad=False)
+    with pytest.raises(InputError, match="weight"):
+        trace(nn.Sequential(layer), torch.randn(2, 3))
+
+
+class _Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.c(torch.relu(self.a(x) - self.b(y)))  # type: ignore[no-any-return]
+
+
+def test_one_tensor_given_for_two_inputs_stays_two_inputs() -> None:
+    """An exporter takes the one for the other, and the graph would never look at the first again."""
+    model = _Pair().eval()
+    for args, kwargs in (((X, X), {}), ((X,), {"y": X})):
+        traced = trace(model, args, kwargs=kwargs)
+        given, named = traced.inputs(batch=3, seed=4)
+        torch.testing.assert_close(traced.run(given, named)[0], model(*given, **named))
