@@ -94,25 +94,33 @@ def _branches(flow: Flow, costs: Costs, top: fx.Node, terms: dict[fx.Node, fx.No
             continue
         between = flow.between(skip, term)
         nodes = flow.only_for(term, reader=terms[term])
-        why = _why_not(flow, costs, between, nodes, (term, terms[term], skip))
+        beside = {n for other, s in skips.items() if s is skip and other is not term for n in flow.between(skip, other)}
+        why = _why_not(flow, costs, between, nodes, (term, terms[term], skip), beside)
         if why:
             yield Skip(place_of(term), why)
         elif _counts(costs, nodes):
-            yield Branch(skip, term, terms[term], frozenset(nodes), tuple(between))
+            inside = tuple(node for node in between if node in nodes)
+            yield Branch(skip, term, terms[term], frozenset(nodes), inside)
 
 
 def _why_not(
-    flow: Flow, costs: Costs, between: list[fx.Node], nodes: set[fx.Node], ends: tuple[fx.Node, fx.Node, fx.Node]
+    flow: Flow,
+    costs: Costs,
+    between: list[fx.Node],
+    nodes: set[fx.Node],
+    ends: tuple[fx.Node, fx.Node, fx.Node],
+    beside: set[fx.Node],
 ) -> str:
-    """Return why a summand cannot go, "" where it can."""
+    """Return why a summand cannot go, "" where it can.
+
+    A norm that two branches of one sum read stays with the one that is left.
+    """
     term, addition, skip = ends
     if not _counts(costs, {*between, *nodes}):
         return ""
     if not _counts(costs, living(flow.output, {addition: skip})):
         return "it is the whole network: nothing would be left without it"
-    leak = read_elsewhere(between, {*between, *nodes, addition})
-    if leak is None and not set(between) <= nodes:
-        leak = read_elsewhere([term], {addition})
+    leak = read_elsewhere([term], {addition}) or read_elsewhere(between, {*between, *nodes, *beside, addition})
     if leak is not None:
         node, reader = leak
         by = "the outputs" if reader.op == "output" else place_of(reader)

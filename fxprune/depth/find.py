@@ -23,7 +23,7 @@ from torch import fx
 
 from fxprune.capture import Traced
 from fxprune.depth.blocks import find_blocks
-from fxprune.depth.branches import find_branches
+from fxprune.depth.branches import Branch, find_branches
 from fxprune.depth.costs import Costs
 from fxprune.depth.flow import Flow, living, unread_inputs
 from fxprune.depth.layers import LEVELS, Kind, Layer, Layers, Level
@@ -57,18 +57,22 @@ def find_layers(traced: Traced, level: Level = "layer") -> Layers:
     chosen.sort(key=lambda each: search.flow.place[each.output])
     names = search.names(chosen)
     layers = tuple(search.layer(each, name) for each, name in zip(chosen, names, strict=True))
-    return Layers(layers, tuple(search.refused), level)
+    refused = {skip.place: skip for skip in reversed(search.refused)}  # the first reason of each place
+    kept = [skip for place, skip in reversed(refused.items()) if place not in names]
+    return Layers(layers, tuple(kept), level)
 
 
 class _Candidate:
     """A place as it was found, in nodes."""
 
     def __init__(
-        self, kind: Kind, source: fx.Node, output: fx.Node, nodes: Iterable[fx.Node], summand: fx.Node | None = None
+        self, kind: Kind, source: fx.Node, output: fx.Node, nodes: Iterable[fx.Node], branch: Branch | None = None
     ) -> None:
         self.kind: Kind = kind
-        self.source, self.output, self.summand = source, output, summand
+        self.source, self.output = source, output
+        self.summand = branch.summand if branch is not None else None
         self.nodes = frozenset(nodes)
+        self.between = frozenset(branch.between) if branch is not None else self.nodes
 
 
 class _Search:
@@ -79,9 +83,7 @@ class _Search:
         branches, self.refused = find_branches(traced, self.flow, self.costs)
         sequences, refused = find_sequences(traced, self.flow, branches)
         self.refused += refused
-        self.branches = self._allowed(
-            _Candidate("branch", each.skip, each.sum, each.nodes, each.summand) for each in branches
-        )
+        self.branches = self._allowed(_Candidate("branch", each.skip, each.sum, each.nodes, each) for each in branches)
         self.sequences = self._allowed(
             _Candidate("sequence", each.source, each.output, each.nodes) for each in sequences
         )
@@ -135,7 +137,10 @@ class _Search:
 
     def name(self, each: _Candidate, *, whole: bool = True) -> str:
         """Return what people call a candidate; a block after all that is in it, or else after its matrices alone."""
-        nodes = sorted(each.nodes, key=lambda node: self.flow.place[node])
+        own = {
+            node for node in each.nodes if node in each.between or not self.flow.is_fed(node)
+        }  # not a second input's
+        nodes = sorted(own, key=lambda node: self.flow.place[node])
         return name_of(self.traced.module, nodes, each.output.name, matrices=each.kind != "block" or not whole)
 
     def layer(self, each: _Candidate, name: str) -> Layer:

@@ -89,6 +89,10 @@ class Flow:
         found: dict[fx.Node, fx.Node] = dict(nx.immediate_dominators(reversed_graph, self.output))
         return {node: found[node] for node in self.nodes if node in found and node is not self.output}
 
+    def is_fed(self, node: fx.Node) -> bool:
+        """Whether a value depends on an input of the model."""
+        return node in self._entries and node is not self.output
+
     def entry(self, node: fx.Node) -> fx.Node | None:
         """Return the last node in front of one that everything which it depends on, from inputs on, passes through."""
         entry = self._entries.get(node)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.capture import Traced
-from fxprune.depth.branches import Branch, sums_of
+from fxprune.depth.branches import Branch, is_sum, sums_of
 from fxprune.depth.flow import Flow, sole_reader
 from fxprune.graph_tools import module_of, place_of, shape_of
 from fxprune.report import Skip
@@ -116,7 +116,8 @@ def _beside(flow: Flow, branches: list[Branch]) -> dict[fx.Node, fx.Node]:
         if entry is None or sum(entry is source or flow.depends(source, entry) for source in sources) < 2:
             continue
         inside = flow.between(entry, node)
-        if entry in sources and not branching & set(_additions(tops, node)) and _is_part(flow, entry, node, inside):
+        around = len(branching.intersection(inside)) > 1 or _is_part(flow, entry, node, inside)
+        if around and entry in sources and not branching & set(_additions(tops, node)):
             continue
         for inner in inside:
             found.setdefault(inner, node)
@@ -129,7 +130,7 @@ def _additions(tops: dict[fx.Node, dict[fx.Node, fx.Node]], node: fx.Node) -> li
 
 def _is_part(flow: Flow, entry: fx.Node, end: fx.Node, inside: list[fx.Node]) -> bool:
     """Whether what lies between a value and where it is read again is a part of the network, not a layer."""
-    if entry.op == "placeholder":
+    if entry.op == "placeholder" and is_sum(end):
         return True
     size = _space(entry)
     return any(1 < max(_space(node), default=0) < max(size, default=0) for node in inside)
