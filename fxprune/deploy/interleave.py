@@ -56,6 +56,7 @@ class Settings:
         seed: Seed of inputs, order and resampling.
         pin: Keep to as many cores as there are threads, where the system allows it.
         keep_interrupted: End at Ctrl-C with what there is, instead of raising.
+        same_inputs: Whether models that take different inputs are refused.
 
     Raises:
         InputError: A value is out of range.
@@ -72,6 +73,7 @@ class Settings:
     pin: bool = False
     keep_interrupted: bool = False
     min_seconds: float = 0.0
+    same_inputs: bool = True
 
     def __post_init__(self) -> None:
         if self.threads < 1 or self.batch < 1 or not self.seconds > 0:
@@ -141,7 +143,8 @@ def interleave(
         for name, model in models.items():
             sessions[name] = get_runtime(settings.runtime).load(model, settings.threads)
             stack.callback(sessions[name].close)
-        _check_same_inputs(sessions)
+        if settings.same_inputs:
+            _check_same_inputs(sessions)
         if inspect is not None:
             inspect(sessions)
         arms, first_ms = {}, {}

@@ -1,0 +1,254 @@
+"""The search over depth, width and resolution under one budget.
+
+*Accelerate CNNs from Three Dimensions* (arXiv 2010.04879): networks are collected along each dimension by pruning a
+little and training a little, again and again; accuracy is fitted as a polynomial of the three (``predictor.py``) and
+maximised under the budget (``optimum.py``); the best network that can be built is pruned out of the dense one, depth
+first, then width, then resolution, and trained for longer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fxprune.errors import InputError, TrainingError
+from fxprune.search.candidates import Built, Candidates
+from fxprune.search.executors import Event, Executor
+from fxprune.search.fitting import Fitted, Measured, Request, fit
+from fxprune.search.meters import Macs, Meter, Milliseconds
+from fxprune.search.network import Network, Subject, load_network, rebuild
+from fxprune.search.predictor import Point
+from fxprune.search.pruning import PruneAndTrain, TrainAndEvaluate, described
+from fxprune.search.run import run_trials
+from fxprune.search.space import Space, find_space
+from fxprune.search.store import Store
+from fxprune.search.trials import Trial, TrialResult, folder_of
+
+CHOSEN = "three dimensions"
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        asked: What was asked for.
+        space: What can be built.
+        measured: The networks along the dimensions.
+        failed: Those that failed.
+        fitted: What they say.
+        chosen: The network that was chosen.
+        alternatives: What one dimension alone, and the uniform choice, give; or why they give nothing.
+        network: The chosen network with its trained weights.
+        notes: What else to know.
+    """
+
+    asked: Request
+    space: Space
+    measured: tuple[Measured, ...]
+    failed: tuple[TrialResult, ...]
+    fitted: Fitted
+    chosen: Built
+    alternatives: Mapping[str, Built | str]
+    network: Network
+    notes: tuple[str, ...]
+
+
+def search(  # noqa: PLR0913 - the parts of a search, each with a default behind the star
+    subject: Subject,
+    train_and_evaluate: TrainAndEvaluate,
+    asked: Request,
+    *,
+    folder: str | Path,
+    executor: Executor | None = None,
+    settings: Mapping[str, Any] | None = None,
+    on_update: Callable[[Event, Trial], None] | None = None,
+    retry_failed: bool = False,
+) -> SearchResult:
+    """Find, build and train the best network under a budget.
+
+    Every trial is recorded in the folder, so that the same call goes on where an earlier one was killed, and runs
+    nothing twice.
+
+    Args:
+        subject: The trained model, and example inputs at the whole resolution.
+        train_and_evaluate: Trains a network and returns its accuracy (:data:`TrainAndEvaluate`). The data it evaluates
+            on choose the network, so they must not be those that it is judged by in the end.
+        asked: Budget and choices.
+        folder: Of the search: its database, and a folder for each trial.
+        executor: Where trials run; default: one after the other in this process.
+        settings: What else the accuracies follow from (data, recipe), as plain JSON: a folder is only gone on with
+            where they are the same.
+        on_update: Is told what happens to which trial.
+        retry_failed: Run trials again that failed.
+
+    Raises:
+        InputError: The model, an option or the folder cannot be used, or there is nothing to prune.
+        BudgetError: The budget cannot be reached; says what can.
+        TrainingError: The whole network, or the final one, could not be trained.
+    """
+    dense = rebuild(subject, (), _side(subject, asked))
+    space = find_space(
+        subject, dense, asked.budget, dimensions=asked.dimensions, points=asked.points, choices=asked.choices
+    )
+    meter: Meter = Macs(dense.traced) if asked.metric == "macs" else Milliseconds(dense.traced, asked.measuring)
+    work = PruneAndTrain(subject, train_and_evaluate, asked.choices)
+    identity = {"model": _identity(dense), "choices": dataclasses.asdict(asked.choices), "more": dict(settings or {})}
+    with contextlib.closing(meter), Store.open(folder, identity) as store:
+        run = _Runner(store, work, executor, on_update, retry_failed)
+        trials = plan_trials(space, asked)
+        results = run(trials)
+        measured, failed = _measured(trials, results, subject, space, meter, store)
+        fitted = fit(measured, asked)
+        candidates = Candidates(subject, space, meter, asked)
+        chosen, others = candidates.best(fitted), candidates.alternatives(fitted)
+        wanted: dict[str, Built | str] = {CHOSEN: chosen, **(others if asked.alternatives else {})}
+        trained = _train(wanted, run, asked)
+        final = trained[CHOSEN]
+        assert isinstance(final, Built)
+        if final.trial is None or final.result is None or final.result.status != "done":
+            raise TrainingError(
+                f"the chosen network could not be trained: {final.result.error if final.result else 'it was not run'}; "
+                "mend the cause and search again with retry_failed=True: all other trials are kept"
+            )
+        network = load_network(subject, folder_of(store.trials, final.trial))
+    notes = [*space.notes, *(f"a trial failed: {result.error}" for result in failed)]
+    others = {**others, **{name: built for name, built in trained.items() if name != CHOSEN}}
+    return SearchResult(asked, space, tuple(measured), tuple(failed), fitted, final, others, network, tuple(notes))
+
+
+class _Runner:
+    """Runs trials in one store with one executor."""
+
+    def __init__(
+        self,
+        store: Store,
+        work: PruneAndTrain,
+        executor: Executor | None,
+        on_update: Callable[[Event, Trial], None] | None,
+        retry_failed: bool,
+    ) -> None:
+        self.store, self.work, self.executor = store, work, executor
+        self.on_update, self.retry_failed = on_update, retry_failed
+
+    def __call__(self, trials: Sequence[Trial]) -> dict[str, TrialResult]:
+        known = {trial.key: trial for trial in trials}
+
+        def tell(event: Event) -> None:
+            if self.on_update is not None:
+                self.on_update(event, known[event.key])
+
+        return run_trials(trials, self.work, self.store, self.executor, tell, retry_failed=self.retry_failed)
+
+
+# ---------------------------------------------------------------- the points
+
+
+def plan_trials(space: Space, asked: Request) -> list[Trial]:
+    """Return the trials along the dimensions: the whole network, and a chain of ever smaller ones along each."""
+
+    def make(parent: Trial | None, shares: tuple[float, float, float], **options: Any) -> Trial:
+        key = None if parent is None else parent.key
+        named = {"side": space.side, **options}
+        return Trial(*shares, epochs=asked.epochs[0], seed=asked.seed, parent=key, options=named)
+
+    whole = make(None, (1.0, 1.0, 1.0))
+    found = [whole]
+    before, gone = whole, 0
+    for count in space.removed:
+        before = make(before, (1 - count / space.layers, 1.0, 1.0), layers=count - gone)
+        gone = count
+        found.append(before)
+    before, left = whole, 1.0
+    for width in space.widths:
+        before = make(before, (1.0, width, 1.0), channels=width / left)
+        left = width
+        found.append(before)
+    before = whole
+    for side in space.resolutions:
+        before = make(before, (1.0, 1.0, space.resolution(side)), side=side)
+        found.append(before)
+    return found
+
+
+def _measured(
+    trials: Sequence[Trial],
+    results: Mapping[str, TrialResult],
+    subject: Subject,
+    space: Space,
+    meter: Meter,
+    store: Store,
+) -> tuple[list[Measured], list[TrialResult]]:
+    """Return what was trained with its real shares and cost, and what failed."""
+    found: list[Measured] = []
+    whole = results[trials[0].key]
+    if whole.status != "done":
+        raise TrainingError(
+            f"the whole network could not be trained: {whole.error}; mend train_and_evaluate, and search again with "
+            "retry_failed=True"
+        )
+    for trial in trials:
+        result = results[trial.key]
+        if result.status != "done":
+            continue
+        point = _point(result, space)
+        if meter.metric == "macs":
+            cost = float(result.macs or 0) / float(whole.macs or 1)
+        elif point.shares == (1.0, 1.0, 1.0):
+            cost = 1.0
+        else:
+            cost = meter.share(load_network(subject, folder_of(store.trials, trial)).traced)
+        found.append(Measured(trial, result, point, cost))
+    return found, [results[trial.key] for trial in trials if results[trial.key].status != "done"]
+
+
+def _point(result: TrialResult, space: Space) -> Point:
+    depth = float(result.figures["depth"]) / space.depth
+    side = None if result.resolution is None else round(result.resolution)
+    return Point(depth, float(result.figures["width"]), space.resolution(side), float(result.accuracy or 0.0))
+
+
+def _train(wanted: Mapping[str, Built | str], run: _Runner, asked: Request) -> dict[str, Built | str]:
+    """Train the networks from the dense weights, each for the longer time."""
+    trials = {
+        name: Trial(
+            *built.point.shares,
+            epochs=asked.epochs[1],
+            seed=asked.seed,
+            options={"side": built.network.side, "plans": described(built.network.steps)},
+        )
+        for name, built in wanted.items()
+        if isinstance(built, Built)
+    }
+    results = run(list({trial.key: trial for trial in trials.values()}.values()))
+    found: dict[str, Built | str] = dict(wanted)
+    for name, trial in trials.items():
+        built, result = wanted[name], results[trial.key]
+        assert isinstance(built, Built)
+        reached = dataclasses.replace(built.point, accuracy=math.nan if result.accuracy is None else result.accuracy)
+        found[name] = dataclasses.replace(built, trial=trial, result=result, point=reached)
+    return found
+
+
+def _side(subject: Subject, asked: Request) -> int | None:
+    try:
+        return subject.side
+    except InputError:
+        if "resolution" in asked.dimensions and len(asked.dimensions) == 1:
+            raise
+        return None
+
+
+def _identity(dense: Network) -> str:
+    """Return a digest of the dense model: its structure and its weights."""
+    digest = hashlib.sha256(dense.traced.fingerprint().encode())
+    for name, tensor in sorted(dense.traced.module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
