@@ -2779,3 +2779,54 @@ class ConvolutionAlongChannels(Body):
         x = self.stem(x)
         gate = self.along(x.mean((2, 3))[:, None]).sigmoid().transpose(1, 2)
         return self.classify(self.c(x * gate[..., None]))
+
+
+# ---------------------------------------------------------------- places that are found by value
+
+
+@network(TOKENS, "a.weight:0 back.weight:0 missing:2 b.weight:1", {**HEAD, "missing:1": ""}, zero_keeps=False)
+class GatheredTokens(nn.Module):
+    """A masked autoencoder: an index repeated over the channels picks tokens, and puts them back among learned ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.back, self.missing = nn.Linear(6, 8), nn.Linear(8, 7), nn.Parameter(torch.zeros(1, 1, 7))
+        self.b, self.head = nn.Linear(7, 5), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = x.sum(2).argsort(1)
+        y = self.back(torch.gather(self.a(x), 1, order[:, :3, None].repeat(1, 1, 8)))
+        y = torch.cat((y, self.missing.repeat(x.shape[0], 2, 1)), 1)
+        y = torch.gather(y, 1, order.argsort(1)[..., None].expand(-1, -1, 7))
+        return self.head(F.relu(self.b(y)))
+
+
+@network(TOKENS, "a.weight:0 b.weight:0 b.weight:1 c.weight:1", HEAD)
+class MessagePassing(nn.Module):
+    """A graph net: messages along a list of edges, summed per node in two ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = nn.Linear(6, 8), nn.Linear(16, 7), nn.Linear(22, 5), nn.Linear(5, 4)
+        self.register_buffer("edges", torch.tensor([[0, 1, 1, 2, 3, 4], [1, 0, 2, 3, 4, 4]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        y = self.b(torch.cat((x[:, self.edges[0]], x[:, self.edges[1]]), 2))
+        start = y.new_zeros(x.shape[0], 5, 7)
+        total = start.index_add(1, self.edges[1], y)
+        other = start.scatter_add(1, self.edges[0][None, :, None].expand(x.shape[0], -1, 7), y.tanh())
+        return self.head(F.relu(self.c(torch.cat((x, total, other), 2))).mean(1))
+
+
+@network(IMAGE, "stem.weight:0 b.weight:0 b.weight:1 c.weight:1", zero_keeps=False)
+class Unpooled(Body):
+    """SegNet: values go back to where maxima were taken from, channel by channel."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 7)
+        self.b, self.c = conv(6, 6), conv(6, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, places = F.max_pool2d(self.stem(x), 2, return_indices=True)
+        return self.classify(self.c(F.max_unpool2d(F.relu(self.b(x)), places, 2)))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import InputError
 
 _INSIDE = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
 """Wrappers that compute what they wrap does -> where they keep it."""
+_TAKEN = {name for name in dir(fx.GraphModule) if not hasattr(nn.Module, name)} | {"meta", "shape_env"}
 _LATER = "integers cannot be cut and compared, so prune first, and quantise what is left"
 
 
@@ -19,7 +20,8 @@ def accepted(model: Any) -> nn.Module:
     """Return the model inside its wrappers.
 
     Raises:
-        InputError: It is no module, is a TorchScript program, or has quantised or sparse weights.
+        InputError: It is no module, is a TorchScript program, has quantised or sparse weights, or has a layer under a
+            name that a graph module takes for itself.
     """
     if not isinstance(model, nn.Module):
         raise InputError(
@@ -39,6 +41,7 @@ def accepted(model: Any) -> nn.Module:
             raise InputError(
                 f"{where} is quantised, and integers cannot be cut and compared; prune first, quantise then"
             )
+    _check_names(inside)
     for name, tensor in [*inside.named_parameters(), *inside.named_buffers()]:
         if tensor.layout != torch.strided:
             raise InputError(
@@ -49,6 +52,15 @@ def accepted(model: Any) -> nn.Module:
                 f"{name} is quantised, and integers cannot be cut and compared; prune first, quantise then"
             )
     return inside
+
+
+def _check_names(model: nn.Module) -> None:
+    for name in (*model._modules, *model._parameters, *model._buffers):
+        if name in _TAKEN:
+            raise InputError(
+                f"torch.fx has no place for what {type(model).__name__} calls {name!r}, because a graph module has an "
+                "attribute of that name; give it another name, or trace torch.nn.Sequential(model)"
+            )
 
 
 def check_samples(args: Any, kwargs: Any) -> None:

@@ -218,6 +218,17 @@ def repeat_interleave(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
         new.kwargs = {**new.kwargs, "output_size": rewriter.kept.shape(old)[d]}
 
 
+@rewrites("repeat", "tile")
+def repeat(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
+    """Repeat a single value as often as is left; what repeats channels goes on as often as before."""
+    source: Any = old.args[0]
+    times, before, after = list(new.args[1]), _shape(source), rewriter.kept.shape(old)  # type: ignore[arg-type]
+    for d in range(-len(before), 0):
+        if before[d] == 1 and after[d] != _shape(old)[d]:
+            times[d] = after[d]
+    rewriter.set(new, 1, "repeats", times)
+
+
 @rewrites("roll")
 def roll(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
     """Turn by as many indices as are left of those that turn over the end."""

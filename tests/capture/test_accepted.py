@@ -196,3 +196,20 @@ def test_one_tensor_given_for_two_inputs_stays_two_inputs() -> None:
         traced = trace(model, args, kwargs=kwargs)
         given, named = traced.inputs(batch=3, seed=4)
         torch.testing.assert_close(traced.run(given, named)[0], model(*given, **named))
+
+
+@pytest.mark.parametrize("name", ["code", "graph", "meta"])
+def test_a_name_that_a_graph_module_takes_for_itself_is_refused(name: str) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module(name, nn.Linear(3, 8))
+            self.b = nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(torch.relu(getattr(self, name)(x)))  # type: ignore[no-any-return]
+
+    with pytest.raises(InputError, match=rf"Named calls '{name}'.*another name, or trace torch.nn.Sequential"):
+        trace(Named(), X)
+    small = _halved(nn.Sequential(Named().eval()), X)
+    assert small.get_parameter(f"0.{name}.weight").shape[0] < 8

@@ -15,6 +15,7 @@ from torch import nn
 Call = tuple[Any, ...]
 IMAGE = ["$B", 8, 4, 4]
 ONE, OTHER = ("!select", "$t", 1, 0), ("!select", "$a", 1, 1)  # a token of each sample
+LOW = ("!argsort", ("!slice", "$g", 2, 0, 3), 2)  # places in the first three rows
 STATE = ("!linear", OTHER, "$p:5,8")
 DIM = [("$h", 1), ("$h", 2)]
 DIMS = [("$h", [1]), ("$h", [2, 3]), ("$h", [1], True), ("$h", [1, 2, 3])]
@@ -166,8 +167,13 @@ CALLS: dict[str, list[Call]] = {
     **{f"{kind}_pad{n}d": [PADS[n - 1]] for kind in ("reflection", "replication") for n in (1, 2, 3)},
     "grid_sampler": [("$h", ("!expand", "$p:1,4,4,2", ["$B", 4, 4, 2]), 0, 0, False)],
     "meshgrid": [(["$p:4", "$p:5"],)],
-    "gather": [("$h", 1, ("!argsort", "$g", 1))],
-    "scatter": [("$h", 1, ("!argsort", "$g", 1), 0.5)],
+    "gather": [("$h", 1, ("!argsort", "$g", 1)), ("$h", 2, ("!argsort", "$g", 2)), ("$h", 2, LOW)],
+    "scatter": [("$h", 1, ("!argsort", "$g", 1), 0.5), ("$h", 2, LOW, "$g"), ("$h", 2, LOW, 0.5)],
+    "scatter_add": [("$h", 2, LOW, "$g"), ("$h", 1, ("!argsort", "$g", 1), "$k")],
+    "scatter_reduce": [("$h", 2, LOW, "$g", "amax"), ("$h", 3, ("!argsort", "$g", 3), "$k", "mean")],
+    **each("index_add index_copy", [("$h", 2, "$i:3,1,0,2", "$g"), ("$h", 1, "$i:3,1,0,2,4,5,7,6", "$g")]),
+    "max_unpool2d": [("$h", ("!argsort", "$g", 3), [4, 4])],
+    "max_unpool3d": [("$v", ("!argsort", ("!neg", "$v"), 4), [2, 2, 2], [1, 1, 1], [0, 0, 0])],
     "unfold": [("$h", 2, 2, 1)],
 }
 

@@ -1,6 +1,6 @@
 """How labels flow through each operation: one table, filled by the modules of this package."""
 
-from fxprune.channels.rules import layers, move, recurrent, same, spectrum, statistics
+from fxprune.channels.rules import layers, move, positions, recurrent, same, spectrum, statistics
 from fxprune.channels.rules.table import RULES, Entry, Flow, Held, key_of, rule
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "key_of",
     "layers",
     "move",
+    "positions",
     "recurrent",
     "rule",
     "same",

@@ -88,13 +88,17 @@ def expand_as(flow: Flow, node: fx.Node) -> Axes:
 
 @rule(*packets("repeat", "tile"), held=Held.MOVED)
 def repeat(flow: Flow, node: fx.Node) -> Axes:
-    """The labels repeat as a whole, so all copies of a channel go together."""
-    source = node.args[0]
+    """The labels repeat as a whole, so all copies of a channel go together; those of a single value are new ones."""
+    source, times = node.args[0], node.args[1]
     axes, before, after = flow.axes(source), flow.shape(source), flow.shape(node)
     lead = len(after) - len(before)
     result: list[Axis | None] = [None] * lead
-    for axis, old, new in zip(axes, before, after[lead:], strict=True):
-        result.append(None if axis is None else np.tile(axis, new // old))
+    for d, (axis, old, new) in enumerate(zip(axes, before, after[lead:], strict=True)):
+        if axis is not None:
+            result.append(np.tile(axis, new // old))
+        else:
+            stated = old == 1 and new > 1 and isinstance(times[d - len(before)], int)  # type: ignore[index]
+            result.append(flow.labels.fresh(new) if stated else None)
     return tuple(result)
 
 

@@ -14,18 +14,18 @@ from fxprune.channels.rules.table import Flow, Held, integer, packets, rule
 aten = torch.ops.aten
 
 _UNARY = """
-_conj _neg_view abs acos acosh alias angle asin asinh atan atanh bitwise_not ceil celu clamp clamp_max clamp_min clone
-conj contiguous conj_physical cos cosh detach detach_copy elu erf erfc exp exp2 expm1 fill floor frac
-gelu hardshrink hardsigmoid hardswish hardtanh imag isfinite isinf isnan leaky_relu lift_fresh lift_fresh_copy log log10
-log1p log2 log_sigmoid logical_not logit mish nan_to_num neg ones_like positive real reciprocal relu relu6
-resolve_conj resolve_neg round
-rsqrt selu sgn sigmoid sign silu sin sinh softplus softshrink softsign sqrt square tan tanh tanhshrink threshold
-to trunc type_as zero zeros_like full_like _to_copy float_power pow
+_conj _neg_view abs acos acosh alias angle asin asinh atan atanh bitwise_not ceil celu clamp clamp_max clamp_min clip
+clone conj contiguous conj_physical cos cosh deg2rad detach detach_copy digamma elu erf erfc erfinv exp exp2 expm1
+fill floor frac gelu hardshrink hardsigmoid hardswish hardtanh i0 imag isfinite isinf isnan isneginf isposinf
+leaky_relu lgamma lift_fresh lift_fresh_copy log log10 log1p log2 log_sigmoid logical_not logit mish nan_to_num neg
+ones_like positive rad2deg real reciprocal relu relu6 resolve_conj resolve_neg round rsqrt selu sgn sigmoid sign
+signbit silu sin sinc sinh softplus softshrink softsign sqrt square tan tanh tanhshrink threshold to trunc type_as
+zero zeros_like full_like _to_copy float_power pow
 """.split()  # noqa: SIM905 - a list of a hundred strings would hide the names
 _BINARY = """
-add addcdiv addcmul atan2 bitwise_and bitwise_or bitwise_xor complex copy div eq floor_divide fmax fmin fmod ge gt
-hypot le lerp logaddexp logical_and logical_or logical_xor lt masked_fill maximum minimum mul multiply ne polar
-remainder rsub sub subtract true_divide where xlogy __and__ __or__ __xor__ divide
+add addcdiv addcmul atan2 bitwise_and bitwise_or bitwise_xor complex copy copysign div eq floor_divide fmax fmin fmod
+ge gt heaviside hypot ldexp le lerp logaddexp logaddexp2 logical_and logical_or logical_xor lt masked_fill maximum
+minimum mul multiply ne polar remainder rsub sub subtract true_divide where xlogy __and__ __or__ __xor__ divide
 """.split()  # noqa: SIM905 - a list of a hundred strings would hide the names
 
 # Of one value they make many.

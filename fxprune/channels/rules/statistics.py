@@ -275,7 +275,7 @@ def triangle(flow: Flow, node: fx.Node) -> Axes:
     return axes
 
 
-@rule(*packets("topk", "sort", "argsort", "meshgrid", "gather", "scatter", "unfold", "nonzero", "diff"), held=Held.LOST)
+@rule(*packets("topk", "sort", "argsort", "meshgrid", "unfold", "nonzero", "diff"), held=Held.LOST)
 def ordered(flow: Flow, node: fx.Node) -> Any:
     """The order of the indices matters to these."""
     return flow.freeze_all(node, f"{node.target} depends on the order of the indices")
