@@ -111,15 +111,16 @@ def _repeats(keys: list[str]) -> Iterator[tuple[int, int, int]]:
 
 def _best_phase(traced: Traced, flow: Flow, costs: Costs, path: list[fx.Node], period: int, steps: int) -> list[Block]:
     """Return the blocks of a stretch, cut so that they are modules where that can be, or else as early as can be."""
-    best: tuple[int, list[Block]] = (-1, [])
+    best: tuple[tuple[int, bool], list[Block]] = ((-1, False), [])
     for phase in range(min(period, steps - period)):
         ends = range(phase, steps - period + 1, period)
         blocks = [_block(flow, costs, path[at], path[at + period]) for at in ends]
         valid = [block for block in blocks if block is not None]
         names = [name_of(traced.module, block.nodes, "", matrices=False) for block in valid]
         own = sum(_depth_of(name) for name in names) if len(set(names)) == len(names) else 0
-        if len(valid) > 1 and own > best[0]:
-            best = own, valid
+        rank = own, _has_weights(costs, path[phase + 1])  # of equal ones, the one that begins with a layer
+        if len(valid) > 1 and rank > best[0]:
+            best = rank, valid
     return best[1]
 
 

@@ -73,8 +73,8 @@ def probe(traced: Traced, layers: Layers, batches: Sequence[Any], loss: Loss | N
 
     The discrimination of DBP (arXiv 1912.10178: blocks whose features a linear classifier tells apart little better go
     [ABS]). How the paper trains its classifiers was not read. Here features are pooled over all places, the probe is a
-    ridge regression on one-hot labels in closed form, fitted on every sample but each fourth, and its accuracy is that
-    on these.
+    ridge regression on one-hot labels in closed form, fitted on all but each fourth sample of a class, and its
+    accuracy is that on these.
     """
     layout = channel_dims(traced, layers)
     features: dict[str, list[Tensor]] = {}
@@ -91,25 +91,26 @@ def probe(traced: Traced, layers: Layers, batches: Sequence[Any], loss: Loss | N
 
 
 def probe_accuracy(features: Tensor, classes: Tensor, ridge: float = 1e-3) -> float:
-    """Return the accuracy of a linear classifier on every fourth sample, fitted on the others.
+    """Return the accuracy of a linear classifier on every fourth sample of each class, fitted on the others.
 
     Args:
         features: (samples, features).
         classes: (samples,), whole numbers.
         ridge: Weight of the penalty, for features of unit variance.
     """
-    held = torch.arange(len(classes)) % 4 == 3
     names, targets = torch.unique(classes, return_inverse=True)
+    member = torch.nn.functional.one_hot(targets, len(names))
+    held = (member.cumsum(0) * member).sum(1) % 4 == 0
     if int(held.sum()) < 2 or len(names) < 2:
         raise InputError(
-            f"importance 'probe' needs at least 8 samples of two classes, and the batches have {len(classes)} of "
-            f"{len(names)}"
+            f"importance 'probe' needs at least 4 samples of each of two classes or more, and the batches have "
+            f"{len(classes)} of {len(names)}"
         )
     features = features.double()
     mean, spread = features[~held].mean(0), features[~held].std(0)
     features = (features - mean) / torch.where(spread > 1e-12, spread, 1.0)
     features = torch.cat([features, torch.ones(len(features), 1, dtype=torch.float64)], 1)
-    wanted = torch.nn.functional.one_hot(targets, len(names)).double()
+    wanted = member.double()
     seen = features[~held]
     penalty = ridge * len(seen) * torch.eye(features.shape[1], dtype=torch.float64)
     weight = torch.linalg.solve(seen.T @ seen + penalty, seen.T @ wanted[~held])

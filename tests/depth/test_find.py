@@ -192,6 +192,18 @@ def test_blocks_repeat_and_have_their_modules_names() -> None:
     assert [(layer.name, layer.kind) for layer in layers] == [(n, "block") for n in "123"]
 
 
+def test_a_block_begins_with_its_layer() -> None:
+    def plain(inputs: int) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(inputs, 6), nn.ReLU())
+
+    layers = found(plain(4), plain(6), plain(6), plain(6), nn.Linear(6, 2), example=torch.randn(2, 4))
+    assert layers.names == ["1", "2", "3"]
+    convs = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.ReLU(), *(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()) for _ in range(3))
+    )
+    assert found(convs, Tail(4)).names == found(convs, Tail(4), level="block").names == [f"0.{n}.0" for n in (2, 3, 4)]
+
+
 def test_a_residual_block_is_its_branches_or_one() -> None:
     blocks = [
         nn.Sequential(
