@@ -5,6 +5,7 @@ python tools/bench.py gate [...]         false alarms and misses of the latency 
 python tools/bench.py prune [...]        how long pruning takes, beside Torch-Pruning
 python tools/bench.py recovery [...]     what brings accuracy back
 python tools/bench.py papers [...]       methods from papers, in small
+python tools/bench.py trials [...]       how many trials of a search one worker and two get done
 python tools/bench.py runtime [...]      dense and pruned on a runtime; the word may be left out: --runtime torch-cuda
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # started as a script: the checkout itself is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-NAMES = ("latency", "gate", "prune", "recovery", "papers", "runtime")
+NAMES = ("latency", "gate", "prune", "recovery", "papers", "trials", "runtime")
 
 
 def main() -> int:

@@ -68,7 +68,8 @@ def load_work(work: Work) -> Callable[[Trial, Path], Mapping[str, Any]]:
 def carry_out(trial: Trial, work: Work, folder: Path) -> TrialResult:
     """Run a trial to its end, note how it ended, and return that.
 
-    Whatever the work raises, or returns that is no result, makes a failed trial. The traceback is in ``log.txt``.
+    Whatever the work raises, or returns that is no result, makes a failed trial. The traceback is in ``log.txt``. What
+    ends the process (``SystemExit``, which is also what a worker that is told to leave raises) is no result.
 
     Args:
         trial: What to run.
@@ -99,11 +100,11 @@ def carry_out(trial: Trial, work: Work, folder: Path) -> TrialResult:
     return result
 
 
-def _call(function: Callable[[Trial, Path], Any], trial: Trial, folder: Path) -> tuple[Any, BaseException | None]:
+def _call(function: Callable[[Trial, Path], Any], trial: Trial, folder: Path) -> tuple[Any, Exception | None]:
     """Return what the work returned, or raised."""
     try:
         return function(trial, folder), None
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         if isinstance(error, SearchStopped) or _is_full(error):
             raise
         with (folder / LOG).open("a") as file:
@@ -241,9 +242,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"a {type(value).__name__}"
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: Exception) -> str:
     """Return the kind of an error and its first line, short enough for a table."""
-    if isinstance(error, SystemExit):
-        return f"it ended its process by sys.exit({error.code!r})"
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:500]}" if lines else type(error).__name__

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -150,6 +152,50 @@ def test_a_cluster_of_its_own_ends_with_the_search(tmp_path: Path) -> None:
     workers = [int(mark) for path in tmp_path.glob("trials/*/begun") for mark in path.read_text().split()]
     assert len(workers) == 3
     wait_until(lambda: not any(map(is_alive, workers)), 20)
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """A cluster that somebody else has started."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    options = ["--num-cpus=2", "--include-dashboard=false", "--object-store-memory=100000000", "--disable-usage-stats"]
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}", *options]
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": ""}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, **quiet) as head:
+        try:
+            wait_until(lambda: _answers(port))
+            time.sleep(5)  # it takes connections before all of it is there
+            yield f"127.0.0.1:{port}"
+        finally:
+            head.terminate()
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_a_cluster_by_its_address(tmp_path: Path, address: str) -> None:
+    path = os.pathsep.join(map(str, Path(__file__).resolve().parents[2:0:-1]))
+    runtime_env = {"env_vars": {"PYTHONPATH": path}}
+    program = [sys.executable, str(Path(__file__).with_name("program.py")), str(tmp_path)]
+    for there, code in (({"runtime_env": runtime_env}, 0), ({}, 1)):
+        options = json.dumps(
+            {"executor": "ray", "count": 1, "sleep": code / 100, "with": {"address": address, **there}}
+        )
+        done = subprocess.run(
+            [*program, options], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+    assert re.search("All machines need fxprune|a worker of Ray cannot load the work", done.stderr)
+    assert len(list(tmp_path.glob("trials/*/done"))) == 3
 
 
 @pytest.fixture

@@ -81,7 +81,6 @@ def test_a_result_that_nobody_recorded_is_taken(tmp_path: Path) -> None:
 
 FAULTS = {
     "raise": "RuntimeError: the data are gone",
-    "exit": "it ended its process by sys.exit(3)",
     "nan": "ValueError: it returned nan as accuracy, which is no finite number",
     "text": "TypeError: it returned 'good' as accuracy, which is no number",
     "truth": "TypeError: it returned True as accuracy, which is no number",
@@ -112,6 +111,14 @@ def test_a_trial_that_goes_wrong_fails_alone(way: str, tmp_path: Path) -> None:
     if way == "raise":
         (log,) = tmp_path.glob("trials/*/log.txt")
         assert "and this is the second line" in log.read_text()
+
+
+def test_leaving_is_no_result(tmp_path: Path) -> None:
+    """What ends the process may come from outside: a signal that was made an exit."""
+    with pytest.raises(SystemExit):
+        run(tmp_path, [Trial(options={"way": "exit"})])
+    with Store.open(tmp_path, {"model": "m"}) as store:
+        assert not store.results()
 
 
 def test_failed_trials_are_run_again_where_asked(tmp_path: Path) -> None:

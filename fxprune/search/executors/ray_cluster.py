@@ -33,8 +33,12 @@ _LOOK = 1.0  # seconds between looks at what has begun and what is late
 _PORT = 5.0  # seconds for a machine to answer at all
 _PROBE = """
 import sys, ray
-ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
-ray.cluster_resources()
+try:
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+    ray.cluster_resources()
+except Exception as error:
+    cause = error.__cause__ or error
+    sys.exit(f"{type(cause).__name__}: {(str(cause) or 'no reason given').splitlines()[0]}")
 """
 
 
