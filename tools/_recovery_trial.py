@@ -157,6 +157,12 @@ def dense_network(task: str, net: str, settings: Settings, seed: int, cache: Pat
     return traced, evaluate(traced.module, test)["accuracy"]
 
 
+def dense_weights(task: str, net: str, settings: Settings, seed: int, cache: Path) -> Path:
+    """Return the file with the weights of a trained network."""
+    dense_network(task, net, settings, seed, cache, False)
+    return cache / f"{task}-{net}-{seed}-{settings.digest}.safetensors"
+
+
 @functools.lru_cache(maxsize=4)
 def _pruned(task: str, net: str, settings: Settings, seed: int, ratio: float, cache: Path, cpu: bool) -> Traced:
     dense, _ = dense_network(task, net, settings, seed, cache, cpu)

@@ -49,6 +49,7 @@ class Request:
         measuring: How latencies are measured.
         alternatives: Whether the networks that one dimension alone gives, and the uniform one, are trained too.
         noise: Standard deviation of an accuracy, for the stability of the optimum.
+        explore: Down to which budget points are taken, where they are to serve smaller budgets too; None: this one.
         seed: Of all trainings.
     """
 
@@ -61,11 +62,14 @@ class Request:
     measuring: Measuring = field(default_factory=Measuring)
     alternatives: bool = False
     noise: float = NOISE
+    explore: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         if (self.macs is None) == (self.latency is None):
             raise InputError("a search needs one budget: macs= or latency=, the share to keep; macs=0.5 keeps half")
+        if self.explore is not None and not 0 < self.explore <= self.budget:
+            raise InputError(f"explore={self.explore:g} is no budget of at most {self.metric}={self.budget:g}")
         if not 0 < self.budget < 1:
             raise InputError(f"the budget {self.metric}={self.budget:g} is outside (0, 1): it is the share to keep")
         if len(self.epochs) != 2 or any(isinstance(e, bool) or not isinstance(e, int) or e < 0 for e in self.epochs):

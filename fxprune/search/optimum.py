@@ -20,6 +20,7 @@ from fxprune.search.predictor import DIMENSIONS, Floats, Point, Predictor
 _GRID = 200  # steps of depth and width
 _STARTS = 5  # cells of the grid that are refined
 _DRAWS = 200
+_USED = 0.9  # of the budget
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,9 @@ def buildable(
 ) -> list[Choice]:
     """Return networks with depths and resolutions that exist and the width that the budget leaves, the best first.
 
+    Those that leave more than a tenth of the budget unused come last: that a network is better for being smaller is
+    what noise says, not what a budget is for.
+
     Args:
         predictor: Of accuracy.
         law: Of cost.
@@ -212,7 +216,7 @@ def buildable(
             f"No depth and resolution that can be built leaves a width of {widths[0]:.3g} to {widths[1]:.3g} at a "
             f"budget of {budget:.3g}. Allow narrower networks, or ask for a larger budget."
         )
-    return sorted(found, key=lambda choice: (-choice.accuracy, choice.cost))
+    return sorted(found, key=lambda c: (c.cost < _USED * budget, -c.accuracy, c.cost))
 
 
 @dataclass(frozen=True)

@@ -94,9 +94,8 @@ def search(  # noqa: PLR0913 - the parts of a search, each with a default behind
         TrainingError: The whole network, or the final one, could not be trained.
     """
     dense = rebuild(subject, (), _side(subject, asked))
-    space = find_space(
-        subject, dense, asked.budget, dimensions=asked.dimensions, points=asked.points, choices=asked.choices
-    )
+    least = asked.explore or asked.budget
+    space = find_space(subject, dense, least, dimensions=asked.dimensions, points=asked.points)
     meter: Meter = Macs(dense.traced) if asked.metric == "macs" else Milliseconds(dense.traced, asked.measuring)
     work = PruneAndTrain(subject, train_and_evaluate, asked.choices)
     identity = {"model": _identity(dense), "choices": dataclasses.asdict(asked.choices), "more": dict(settings or {})}

@@ -12,7 +12,6 @@ from fxprune.errors import InputError
 from fxprune.planning.budget import parse_budget
 from fxprune.search.network import Network, Subject, depth_of, removable_layers
 from fxprune.search.predictor import DIMENSIONS
-from fxprune.search.pruning import Choices
 
 Dimension = Literal["depth", "width", "resolution"]
 POINTS = 3  # along each dimension; with the whole network that makes the ten that the predictor needs
@@ -56,7 +55,6 @@ def find_space(
     *,
     dimensions: Sequence[str] = DIMENSIONS,
     points: int = POINTS,
-    choices: Choices | None = None,
 ) -> Space:
     """Return the points along each dimension, down to where that one alone would about meet the budget.
 
@@ -66,7 +64,6 @@ def find_space(
         budget: Share of the cost that is to be kept.
         dimensions: Those to search over.
         points: Along each, besides the whole network.
-        choices: How layers are chosen.
 
     Raises:
         InputError: A dimension or the budget cannot be used, or nothing at all can be pruned.
