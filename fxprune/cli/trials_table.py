@@ -39,11 +39,11 @@ class _Row:
 class TrialsTable:
     """Shows trials; give it to ``run_trials`` as ``on_update``, within a ``with`` statement."""
 
-    def __init__(self, trials: Iterable[Trial], console: Console = err) -> None:
+    def __init__(self, trials: Iterable[Trial] = (), console: Console = err) -> None:
         """Show these trials.
 
         Args:
-            trials: All that will be told of, in the order of the rows.
+            trials: Those that are known to come, in the order of the rows.
             console: Where.
         """
         self._rows = {trial.key: _Row(trial) for trial in trials}
@@ -63,9 +63,14 @@ class TrialsTable:
             self._live.stop()
             self._console.print(self.table(whole=True))
 
-    def __call__(self, event: Event) -> None:
-        """Take news of a trial."""
-        row = self._rows[event.key]
+    def __call__(self, event: Event, trial: Trial | None = None) -> None:
+        """Take news of a trial.
+
+        Args:
+            event: What happened.
+            trial: To which one; needed where it was not among the first.
+        """
+        row = self._rows[event.key] if trial is None else self._rows.setdefault(event.key, _Row(trial))
         known = row.state == "waiting" and event.result is not None and event.result.attempts > 0  # from an earlier run
         _update(row, event)
         if not self._console.is_terminal:

@@ -112,3 +112,12 @@ def test_the_table_stays_when_the_search_ends() -> None:
     with TrialsTable([FIRST], console) as table:
         table(NEWS[0])
     assert "1 done of 1" in text_of(console).splitlines()[-1]
+
+
+def test_trials_may_be_added() -> None:
+    console = screen(False)
+    table = TrialsTable(console=console)
+    table(NEWS[1], SECOND)
+    table(NEWS[2], SECOND)
+    assert [line.split()[2] for line in text_of(console).splitlines()] == ["d1-w0.5-r1-s0:"] * 2
+    assert drawn(table)[-1].startswith("1 waiting of 1")

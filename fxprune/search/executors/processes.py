@@ -12,8 +12,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -22,12 +20,14 @@ from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from fxprune.errors import InputError
 from fxprune.search.executors import Event, Workers
-from fxprune.search.trials import Trial, TrialResult, Work, read_result
-from fxprune.search.work import FINISHING, LOG, attempts_of, carry_out, load_work, worker_name
+from fxprune.search.executors.jobs import Job, check_limits, unpicklable
+from fxprune.search.executors.worker import serve
+from fxprune.search.trials import Trial, Work
+from fxprune.search.work import load_work, worker_name
 
 START_LIMIT = 300.0  # seconds for a worker to load Python, torch and the work
 _END_LIMIT = 5.0  # seconds for a worker to leave by itself
@@ -73,37 +73,6 @@ class Processes:
         except Exception as error:  # an object's own code takes part
             raise unpicklable(work, error) from error
         return _Pool(self, content)
-
-
-@dataclass
-class Job:
-    """A trial on its way.
-
-    Attributes:
-        trial: What to run.
-        folder: The trial's own.
-        tries: How often it was lost.
-    """
-
-    trial: Trial
-    folder: Path
-    tries: int = 0
-
-    def lost(self, reason: str, kind: Literal["lost", "timed out"], retries: int) -> Event:
-        """Return what is to be said of an attempt that ended from outside; a result where it was the last one.
-
-        It may have ended its trial all the same, between the last step and being heard of.
-        """
-        if (known := read_result(self.folder, self.trial.key)) is not None:
-            return Event(self.trial.key, "finished", known.worker, result=known)
-        self.tries += 1
-        begun = attempts_of(self.folder)
-        worker = begun[-1]["worker"] if begun else ""
-        result = None
-        if self.tries > retries:
-            error = f"{reason}; begun {self.tries} time{'s' if self.tries > 1 else ''}"
-            result = TrialResult(self.trial.key, "failed", worker=worker, attempts=len(begun), error=error)
-        return Event(self.trial.key, kind, worker, reason, result)
 
 
 @dataclass(eq=False)
@@ -165,7 +134,7 @@ class _Pool:
         missing = min(self._options.workers - len(self._workers), len(self._queue) - starting)
         for _ in range(missing):
             here, there = _SPAWN.Pipe()
-            process = _SPAWN.Process(target=_serve, args=(there, self._work), name="fxprune-trials")
+            process = _SPAWN.Process(target=serve, args=(there, self._work), name="fxprune-trials")
             with _threads_of_children(self._options.threads):
                 process.start()
             there.close()  # so that its end is heard here
@@ -237,95 +206,6 @@ class _Pool:
         if not worker.ready:
             return self._lose(worker, f"it was not ready after {START_LIMIT:g} s", "lost")
         return self._lose(worker, f"it took more than {self._options.timeout:g} s and was killed", "timed out")
-
-
-# -------------------------------------------------------------------- in a worker
-
-
-def _serve(pipe: Connection, content: bytes) -> None:
-    """Carry out what comes through the pipe, until there is no more."""
-    if hasattr(os, "setsid"):
-        os.setsid()  # a group of its own: Ctrl-C is the search's, and who ends the worker ends what it started
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_search, daemon=True).start()
-    try:
-        work = pickle.loads(content)
-        load_work(work)
-    except Exception as error:
-        pipe.send(("stopped", f"a worker process cannot load the work ({type(error).__name__}: {error})"))
-        return
-    pipe.send(("ready", None))
-    while True:
-        try:
-            message = pipe.recv()
-        except EOFError:
-            return
-        if message is None:
-            return
-        trial, folder = message
-        try:
-            with output_to(folder / LOG):
-                answer: tuple[str, Any] = ("result", carry_out(trial, work, folder))
-        except InputError as error:
-            answer = ("stopped", str(error))
-        except OSError as error:
-            answer = ("stopped", f"a worker cannot use {folder}: {error}")
-        pipe.send(answer)
-
-
-def _end_with_search() -> None:
-    """Wait for the end of the search, which may have been killed, and end this process and what it started."""
-    search = multiprocessing.parent_process()
-    assert search is not None  # this is a process that multiprocessing started
-    connection.wait([search.sentinel])
-    FINISHING.acquire()  # never given back
-    if hasattr(os, "killpg"):
-        os.killpg(os.getpgid(0), signal.SIGKILL)
-    os._exit(1)
-
-
-@contextlib.contextmanager
-def output_to(path: Path) -> Iterator[None]:
-    """Append what this process prints, also by libraries that are not Python, to a file."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    with path.open("ab") as file:
-        try:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for number, copy in enumerate(kept, 1):
-                os.dup2(copy, number)
-                os.close(copy)
-
-
-# -------------------------------------------------------------------- shared with other executors
-
-
-def check_limits(workers: int, threads: int, timeout: float | None, retries: int) -> None:
-    """Refuse options that make no sense.
-
-    Raises:
-        InputError: One does not.
-    """
-    for name, value, least in (("workers", workers, 1), ("threads", threads, 1), ("retries", retries, 0)):
-        if value < least:
-            raise InputError(f"{name} is {value}; give {least} or more")
-    if timeout is not None and not timeout > 0:
-        raise InputError(f"timeout is {timeout}; give seconds above 0, or None for no limit")
-
-
-def unpicklable(work: Work, error: Exception) -> InputError:
-    """Return the refusal of work that cannot be sent to another process."""
-    return InputError(
-        f"{work!r} cannot be sent to another process ({type(error).__name__}: {error}); give a function at the top of "
-        "a module, its name (package.module:function), or an object of a class at the top of a module that holds only "
-        "what can be pickled"
-    )
 
 
 @contextlib.contextmanager

@@ -24,7 +24,8 @@ from typing import Any
 
 from fxprune.errors import EnvironmentProblem, InputError
 from fxprune.search.executors import Event, Workers
-from fxprune.search.executors.processes import Job, check_limits, output_to, unpicklable
+from fxprune.search.executors.jobs import Job, check_limits, unpicklable
+from fxprune.search.executors.worker import output_to
 from fxprune.search.trials import Trial, Work
 from fxprune.search.work import LOG, attempts_of, carry_out, load_work
 
