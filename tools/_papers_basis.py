@@ -267,11 +267,14 @@ def _said(one: Cell, other: Cell) -> str:
 def plot(records: Records, scale: str, path: Path) -> None:
     """Draw accuracy over the parameters that are left, a panel for each place that was measured."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FormatStrFormatter, NullFormatter
 
+    colours = {method: f"C{number}" for number, method in enumerate(WAYS)}  # the same in every panel
     places = [(place, found) for place in PLACES if (found := Found(records, scale, place)).records]
-    figure = Figure(figsize=(4.2 * max(len(places), 1) + 0.6, 4), layout="constrained")
+    rows, columns = -(-max(len(places), 1) // 3), min(3, max(len(places), 1))
+    figure = Figure(figsize=(4.6 * columns + 0.6, 3.8 * rows), layout="constrained")
     for number, (place, found) in enumerate(places, 1):
-        axes = figure.add_subplot(1, len(places), number)
+        axes = figure.add_subplot(rows, columns, number)
         if reference := found.accuracy("unpruned", 0.0):
             level = 100 * (statistics.fmean(reference.values()) - POINT)
             axes.axhline(level, color="0.5", linewidth=1, label="unpruned, all weights, less a point")
@@ -280,12 +283,19 @@ def plot(records: Records, scale: str, path: Path) -> None:
             if points:
                 left, mean, reach = zip(*points, strict=True)
                 style = "s--" if WAYS[method][0] == "all weights" else "o-"
-                axes.errorbar(left, mean, yerr=reach, fmt=style, capsize=3, markersize=4, label=_name(method))
+                look: dict[str, Any] = {"capsize": 3, "markersize": 4, "color": colours[method], "label": _name(method)}
+                axes.errorbar(left, mean, yerr=reach, fmt=style, **look)
         axes.set_xscale("log")
+        axes.set_xticks(sorted({100.0, *(round(100 * (1 - ratio), 1) for ratio in place.ratios)}))
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("parameters left, %")
         axes.set_title(f"{place.task}, {place.net}, {place.share:.0%} of the images", fontsize="medium")
-        if number == 1:
+        top = axes.get_ylim()[1]
+        axes.set_ylim(max(axes.get_ylim()[0], 0), min(top, 101))
+        if number % columns == 1:
             axes.set_ylabel("accuracy, % (95 % interval)")
+        if number == 1:
             axes.legend(fontsize="x-small")
     figure.savefig(path, format="png", dpi=110)
 
