@@ -75,6 +75,7 @@ LONGER = {
     "l1 + over + sp, longer": Way(expand=True, teach=True, long=True),
 }
 METHODS = {**FIRST, **{f"{name}, slower": replace(way, rate=SLOWER) for name, way in FIRST.items()}, **LONGER}
+ON_SHAPES = ("l1", "tpp", "l1 + over + sp", WHOLE)  # and their slower ways, and L1 for longer
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,19 @@ class Settings:
         task: Data, network and fine-tuning, as for the trials of recovery.
         growth: The schedule of the penalties.
         rate: Expansion rate.
+        data: The task's name.
     """
 
     task: Task
     growth: Growth = SCHEDULES["short"]
     rate: int = 4
+    data: str = "digits"
 
     @property
     def digest(self) -> str:
         """A short name; records of other settings are not taken for these."""
         values = {"task": self.task.digest, "growth": asdict(self.growth), "rate": self.rate, "ratio": RATIO}
+        values |= {} if self.data == "digits" else {"data": self.data}  # older records are of digits
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
@@ -104,8 +108,11 @@ class Settings:
 
 
 SCALES = {
-    "small": Settings(TASKS["small"]["digits"]),
-    "test": Settings(Task(8, 60, 0, 0.0, 20, 0.1, 2, 0.02), Growth(1, 0.1, 1.0, 30, 1), 2),
+    "small": {
+        "digits": Settings(TASKS["small"]["digits"]),
+        "shapes": Settings(TASKS["small"]["shapes"], data="shapes"),
+    },
+    "test": {"digits": Settings(Task(8, 60, 0, 0.0, 20, 0.1, 2, 0.02), Growth(1, 0.1, 1.0, 30, 1), 2)},
 }
 
 
@@ -117,18 +124,29 @@ class Trial:
     ratio: float
     seed: int
     method: str
+    task: str = "digits"
+
+    @property
+    def settings(self) -> Settings:
+        """What it depends on besides."""
+        return SCALES[self.scale][self.task]
 
     @property
     def key(self) -> dict[str, Any]:
-        """What a record of this trial says of it."""
-        return {"experiment": "composition", **asdict(self), "settings": SCALES[self.scale].digest}
+        """What a record of this trial says of it; the settings have a task of their own."""
+        named = {name: value for name, value in asdict(self).items() if name != "task"}
+        return {"experiment": "composition", **named, "settings": self.settings.digest}
 
 
 def trials(scale: str) -> list[Trial]:
     """Return all trials; what there is after a while makes whole rows, the dearest ones last."""
     first = [name for name in METHODS if name not in LONGER]
     order = [(seed, name) for seed in SEEDS for name in first] + [(seed, name) for name in LONGER for seed in SEEDS]
-    return [Trial(scale, RATIO, seed, name) for seed, name in order]
+    found = [Trial(scale, RATIO, seed, name) for seed, name in order]
+    if "shapes" in SCALES[scale]:
+        few = [*ON_SHAPES, *(f"{name}, slower" for name in ON_SHAPES), "l1, longer"]
+        found += [Trial(scale, RATIO, seed, name, "shapes") for seed in SEEDS for name in few]
+    return found
 
 
 def run_trial(trial: Trial, cache: Path) -> dict[str, Any]:
@@ -137,9 +155,9 @@ def run_trial(trial: Trial, cache: Path) -> dict[str, Any]:
     Raises:
         VerifyError: What is deployed costs more than the pruned network, or differs from what was trained.
     """
-    settings, way, start = SCALES[trial.scale], METHODS[trial.method], time.perf_counter()
-    _, test = data_for("digits", settings.task, trial.seed)
-    dense = _dense(settings.task, trial.seed, cache)
+    settings, way, start = trial.settings, METHODS[trial.method], time.perf_counter()
+    _, test = data_for(settings.data, settings.task, trial.seed)
+    dense = _dense(settings, trial.seed, cache)
     before, plan = _planned(settings, way, dense, trial.seed, cache)
     pruned = Pipeline([PruneChannels(plan)])(before).traced
     record = {
@@ -159,10 +177,11 @@ def run_trial(trial: Trial, cache: Path) -> dict[str, Any]:
     return {**record, "seconds": round(time.perf_counter() - start, 1)}
 
 
-def _dense(task: Task, seed: int, cache: Path) -> Traced:
+def _dense(settings: Settings, seed: int, cache: Path) -> Traced:
     """Return the trained network of a seed, from the cache where it is there."""
-    train, _ = data_for("digits", task, seed)
-    model = build("resnet", "digits", task, seed).eval()
+    task = settings.task
+    train, _ = data_for(settings.data, task, seed)
+    model = build("resnet", settings.data, task, seed).eval()
     recipe = Recipe(
         task.dense_epochs, task.batch, lr=task.dense_lr, weight_decay=task.weight_decay, seed=seed, save_every=0
     )
@@ -183,7 +202,7 @@ def _planned(settings: Settings, way: Way, dense: Traced, seed: int, cache: Path
     task = settings.task
     recipe = Recipe(settings.growth_epochs, task.batch, lr=1e-3, schedule="constant", seed=seed, save_every=0)
     folder = cache / f"composition-tpp-{settings.digest}-{seed}"
-    train, _ = data_for("digits", task, seed)
+    train, _ = data_for(settings.data, task, seed)
     trained = finetune(dense, train, None, recipe, objectives=[begin], out=folder, cpu=True)
     assert trained.traced is not None
     (plan,) = trained.finished
@@ -195,7 +214,7 @@ def _recovered(
 ) -> Traced:
     """Return the fine-tuned network, collapsed; how exactly goes into the record."""
     task, start = settings.task, pruned
-    train, _ = data_for("digits", task, seed)
+    train, _ = data_for(settings.data, task, seed)
     if way.expand:
         start = Pipeline([OverParameterize(rate=settings.rate, seed=seed)])(pruned).traced
     recipe = Recipe(
@@ -239,18 +258,24 @@ def _deployed(recovered: Traced, test: Tensors) -> dict[str, Any]:
 
 def page(results: list[dict[str, Any]], scale: str) -> str:
     """Return the tables, and what is not measured."""
-    settings = SCALES[scale]
+    return "\n".join(_task_page(results, settings) for settings in SCALES[scale].values())
+
+
+def _task_page(results: list[dict[str, Any]], settings: Settings) -> str:
     found = [r for r in results if r["experiment"] == "composition" and r["settings"] == settings.digest]
     if not found:
-        return f"*Not measured*; `{COMMAND}`.\n"
+        return f"On {settings.data}: *not measured*; `{COMMAND}`.\n"
     task, growth = settings.task, settings.growth_epochs
     dense = spread([100 * r["dense"] for r in {r["seed"]: r for r in found}.values()])
     said = _INTRODUCTION.format(
-        task=task, slower=task.lr * SLOWER, test=1797 - task.train, rate=settings.rate, steps=settings.growth.steps,
-        growth=growth, dense=dense, ratio=RATIO, macs=found[0]["macs"], dense_macs=found[0]["dense_macs"],
+        task=task, data=settings.data, slower=task.lr * SLOWER, test=task.test or 1797 - task.train,
+        rate=settings.rate, steps=settings.growth.steps, growth=growth, dense=dense, ratio=RATIO,
+        macs=found[0]["macs"], dense_macs=found[0]["dense_macs"],
     )  # fmt: skip
     lines = [said, _HEAD]
     for name, way in (FIRST | LONGER).items():
+        if settings.data == "shapes" and not any(r["method"] == name for r in found):
+            continue
         total = f"{growth} + {task.epochs}" if way.tpp else str(task.epochs + growth * way.long)
         lines.append(_row(name, total, found))
     return "\n".join([*lines, "", *_gaps(found), "", _checks(found)])
@@ -264,7 +289,7 @@ def _checks(found: list[dict[str, Any]]) -> str:
 
 
 _INTRODUCTION = """\
-ResNet-20 with {task.width} channels in its first stage, {task.train} digits to train on, tested on the other {test}
+ResNet-20 with {task.width} channels in its first stage, {task.train} {data} to train on, tested on {test} others
 (dense: {dense} %). Of the filters {ratio:.0%} go, residual sums included, the same ones in every way: {macs:,} MACs are
 left of {dense_macs:,}. `tpp` takes {steps} steps ({growth} epochs) at a rate of 1e-3 before the cut. Epochs of
 fine-tuning: {task.epochs}, at a rate of {task.lr:g}, or {slower:g} (slower). `over`: with layers expanded {rate} times;
