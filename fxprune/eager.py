@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture import Traced
@@ -90,8 +90,8 @@ def apply_to(traced: Traced, model: nn.Module) -> Applied:
 def _not_without(model: nn.Module, error: VerifyError) -> VerifyError:
     """Say what removed layers ask of a model's own code."""
     return VerifyError(
-        f"the code of {type(model).__name__} cannot do without the removed layers: a module that lost everything passes "
-        "its first input on, but a sum that is written in the code around a branch stays, and zeros in its place would "
+        f"the code of {type(model).__name__} cannot do without the removed layers: a module that lost everything "
+        "passes its first input on, but a sum that is written in the code around a branch stays, and zeros in its place would "
         'keep a part of the cost. Remove whole blocks (level="block"), or deploy the graph itself; the model is as it '
         f"was. Without the layers, {error}"
     )
@@ -116,7 +116,7 @@ def _write(traced: Traced, model: nn.Module, undo: list[Callable[[], None]]) -> 
         store[key] = value  # type: ignore[assignment]
         applied.tensors.append(name)
     _fit_sizes(graph, model, applied.tensors, undo)
-    passing = _pass_on(model, traced.module.meta.get("fxprune.gone", frozenset()), undo)
+    passing = _pass_on(model, traced.module, undo)
     lost = [name for name in own if name not in new and not name.startswith(tuple(f"{path}." for path in passing))]
     applied.removed = [*passing, *_remove(model, lost, undo)]
     return applied
@@ -133,20 +133,22 @@ class PassOn(nn.Module):
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
-def _pass_on(model: nn.Module, gone: frozenset[str], undo: list[Callable[[], None]]) -> list[str]:
+def _pass_on(model: nn.Module, graph: fx.GraphModule, undo: list[Callable[[], None]]) -> list[str]:
     """Let the modules that lost all their tensors with removed layers pass their input on: the outermost ones.
 
-    Of a list of modules its members do: the list itself is none. Whether the model computes what the graph does is
-    checked behind this, as ever.
+    So do modules without tensors, such as activations, that are not called any more. Of a list of modules its members
+    do: the list itself is none. Whether the model computes what the graph does is checked behind this, as ever.
     """
+    gone, uncalled = (graph.meta.get(key, frozenset()) for key in ("fxprune.gone", "fxprune.gone_calls"))
     replaced: list[str] = []
-    for path in _paths_of(gone):
+    for path in sorted({*_paths_of(gone), *uncalled}, key=lambda path: path.count(".")):
         holder, name = _submodule(model, path.rpartition(".")[0]), path.rpartition(".")[2]
         module = _submodule(model, path)
         if holder is None or module is None or any(path.startswith(f"{outer}.") for outer in replaced):
             continue
         owned = {key for key, _ in _named_tensors(module)}
-        if isinstance(module, _CONTAINERS) or not owned or not {f"{path}.{key}" for key in owned} <= gone:
+        inner = path in uncalled and not any(True for _ in module.children())
+        if isinstance(module, _CONTAINERS) or not (owned or inner) or not {f"{path}.{key}" for key in owned} <= gone:
             continue
         inputs = inspect.signature(module.forward).parameters
         undo.append(lambda holder=holder, name=name, module=module: _put(holder._modules, name, module))  # type: ignore
@@ -156,12 +158,12 @@ def _pass_on(model: nn.Module, gone: frozenset[str], undo: list[Callable[[], Non
 
 
 def _paths_of(names: Iterable[str]) -> list[str]:
-    """Return the paths of all modules around some tensors, outer ones first."""
+    """Return the paths of all modules around some tensors."""
     paths = dict[str, None]()
     for name in sorted(names):
         parts = name.split(".")
         paths |= dict.fromkeys(".".join(parts[:length]) for length in range(1, len(parts)))
-    return sorted(paths, key=lambda path: path.count("."))
+    return list(paths)
 
 
 def _check_pinned(traced: Traced, applied: Applied) -> None:

@@ -15,13 +15,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from torch import fx
+
 from fxprune.capture import Traced
 from fxprune.depth import Layer, LayerPlan, find_layers, make_layer_plan, verify_removal
 from fxprune.depth.costs import Costs
 from fxprune.depth.flow import Flow, living, unread_inputs
 from fxprune.depth.layers import LEVELS, Level, outermost
 from fxprune.depth.make import ALLOCATIONS, layer_budget
-from fxprune.depth.remove import GONE, remove, stand_ins
+from fxprune.depth.remove import GONE, GONE_CALLS, remove, stand_ins
 from fxprune.depth.scores import Importance, Loss, check_importance
 from fxprune.errors import InputError, PreconditionError
 from fxprune.pipeline import Keeps, Pass
@@ -122,9 +124,10 @@ class RemoveLayers(Pass):
         plan = self._plan(traced)
         chosen = plan.chosen(traced)
         before = Costs(traced).of(list(module.graph.nodes))
-        keys = set(module.state_dict())
+        keys, paths = set(module.state_dict()), _paths(module)
         remove(module, chosen)
         module.meta[GONE] = module.meta.get(GONE, frozenset()) | (keys - set(module.state_dict()))
+        module.meta[GONE_CALLS] = module.meta.get(GONE_CALLS, frozenset()) | (paths - _paths(module))
         module.meta[_DONE] = (*module.meta.get(_DONE, ()), (dataclasses.replace(self, batches=None, loss=None), plan))
         whole = outermost(chosen)
         for layer in chosen:
@@ -176,6 +179,11 @@ class RemoveLayers(Pass):
 def layer_plans(traced: Traced) -> list[LayerPlan]:
     """Return the plans by which layers were removed from a model, in order."""
     return [plan for _, plan in traced.module.meta.get(_DONE, ())]
+
+
+def _paths(module: fx.GraphModule) -> set[str]:
+    """Return the paths of the modules that the nodes of a graph come from."""
+    return {str(path) for node in module.graph.nodes if (path := node.meta.get("path"))}
 
 
 def _saved(layer: Layer, params: int, macs: int) -> str:

@@ -103,7 +103,10 @@ class _Search:
         return kept
 
     def _why_not(self, each: _Candidate) -> str:
-        alive = living(self.flow.output, {}) - each.nodes
+        stand_in = each.source
+        if each.summand is not None:
+            stand_in = next(operand for operand in each.output.all_input_nodes if operand is not each.summand)
+        alive = living(self.flow.output, {each.output: stand_in})
         unread = unread_inputs(self.flow, alive)
         if unread:
             return f"nothing else reads the input {', '.join(node.name for node in unread)} of the model"

@@ -141,9 +141,8 @@ def sole_reader(node: fx.Node) -> fx.Node | None:
 
 
 def unread_inputs(flow: Flow, alive: Collection[fx.Node]) -> list[fx.Node]:
-    """Return the inputs of the model that nothing alive reads any more, and that something reads now."""
-    inputs = [node for node in flow.nodes if node.op == "placeholder" and node.users]
-    return [node for node in inputs if not any(user in alive for user in node.users)]
+    """Return the inputs of the model that something reads now, and that are not among what is left (:func:`living`)."""
+    return [node for node in flow.nodes if node.op == "placeholder" and node.users and node not in alive]
 
 
 def read_elsewhere(nodes: Iterable[fx.Node], allowed: Collection[fx.Node]) -> tuple[fx.Node, fx.Node] | None:

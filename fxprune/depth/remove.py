@@ -16,6 +16,8 @@ aten = torch.ops.aten
 
 GONE = "fxprune.gone"
 """Key in the meta of a graph module: the state_dict keys that went with removed layers, as a frozenset."""
+GONE_CALLS = "fxprune.gone_calls"
+"""Likewise, the paths of modules that no node of the graph comes from any more."""
 
 _IDEMPOTENT = (aten.relu, aten.relu6, aten.hardtanh, aten.clamp, aten.clamp_min, aten.abs)
 _CHOOSING = (aten.max_pool1d, aten.max_pool2d, aten.max_pool3d, aten.adaptive_max_pool2d)
