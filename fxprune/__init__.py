@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Groups": "fxprune.channels",
+    "LayerPlan": "fxprune.depth",
     "Pipeline": "fxprune.pipeline",
     "Plan": "fxprune.planning",
     "Traced": "fxprune.capture",
@@ -17,7 +18,9 @@ _HOMES = {
     "cut": "fxprune.surgery",
     "export_onnx": "fxprune.deploy.onnx",
     "find_groups": "fxprune.channels",
+    "find_layers": "fxprune.depth",
     "load": "fxprune.results",
+    "make_layer_plan": "fxprune.depth",
     "make_plan": "fxprune.deploy.latency_budget",
     "measure_latency": "fxprune.deploy.latency",
     "trace": "fxprune.capture",
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from fxprune.deploy.latency_budget import make_plan
     from fxprune.deploy.onnx import export_onnx
     from fxprune.deploy.parity import check_parity
+    from fxprune.depth import LayerPlan, find_layers, make_layer_plan
     from fxprune.pipeline import Pipeline
     from fxprune.planning import Plan, count
     from fxprune.results import load
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Groups",
+    "LayerPlan",
     "Pipeline",
     "Plan",
     "Traced",
@@ -47,7 +52,9 @@ __all__ = [
     "cut",
     "export_onnx",
     "find_groups",
+    "find_layers",
     "load",
+    "make_layer_plan",
     "make_plan",
     "measure_latency",
     "trace",

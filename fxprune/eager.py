@@ -91,9 +91,9 @@ def _not_without(model: nn.Module, error: VerifyError) -> VerifyError:
     """Say what removed layers ask of a model's own code."""
     return VerifyError(
         f"the code of {type(model).__name__} cannot do without the removed layers: a module that lost everything "
-        "passes its first input on, but a sum that is written in the code around a branch stays, and zeros in its place would "
-        'keep a part of the cost. Remove whole blocks (level="block"), or deploy the graph itself; the model is as it '
-        f"was. Without the layers, {error}"
+        "passes its first input on, but a sum that is written in the code around a branch stays, and zeros in its "
+        'place would keep a part of the cost. Remove whole blocks (level="block"), or deploy the graph itself; the '
+        f"model is as it was. Without the layers, {error}"
     )
 
 

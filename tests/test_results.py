@@ -149,3 +149,53 @@ def test_damage_is_refused(
     damage(out / name)
     with pytest.raises(InputError, match=message):
         fxprune.load(out, factory)
+
+
+DEEP = """
+from torch import nn
+
+
+class Branch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return (x + self.norm(self.conv(x))).relu()
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 8, 3), Branch(), Branch(), Branch(), nn.Flatten(), nn.Linear(800, 4))
+"""
+
+
+@pytest.mark.parametrize("options", ['layers = ["2.conv"]', 'layers = 0.4\nimportance = "random"'], ids=["names", "budget"])
+def test_without_the_layers_that_were_chosen_by_other_weights(tmp_path: Path, options: str) -> None:
+    source = tmp_path / "deep.py"
+    source.write_text(DEEP)
+    spec = importlib.util.spec_from_file_location("deep_of_results", source)
+    assert spec is not None
+    assert spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'[[passes]]\nname = "remove-layers"\n{options}\n[[passes]]\nname = "fuse-batchnorm"\n')
+    words = [
+        "optimize",
+        f"{source}:Net",
+        "--input",
+        "1x3x12x12",
+        "--recipe",
+        recipe,
+        "--no-latency",
+        "--out",
+        tmp_path / "out",
+    ]
+    result = CliRunner().invoke(app, list(map(str, words)))
+    assert result.exit_code == 0, result.output
+    loaded = fxprune.load(tmp_path / "out", module.Net)
+    assert fxprune.check_parity(loaded, tmp_path / "out" / "model.onnx").max_relative_error <= 1e-5
+    model = module.Net().eval()
+    assert apply_to(loaded, model).removed
+    assert set(model.state_dict()) == set(loaded.module.state_dict())

@@ -138,6 +138,23 @@ MISTAKES = {
         '[[passes]]\nname = "prune-channels"\n[[passes]]\nname = "calibrate-batchnorm"\n',
         "line 4: calibrate-batchnorm needs data: add a section [data]",
     ),
+    "layers chosen by data": (
+        '[[passes]]\nname = "remove-layers"\nmacs = 0.5\nimportance = "cka"\n',
+        "line 4: remove-layers with importance = 'cka' is measured on data: add a section [data]",
+    ),
+    "segments of layers without data": (
+        '[[passes]]\nname = "remove-layers"\nmacs = 0.5\nallocation = "segments"\n',
+        "line 4: remove-layers with allocation = 'segments' is measured on data",
+    ),
+    "layers for no budget": ('[[passes]]\nname = "remove-layers"\n', "line 2: remove-layers cannot be made"),
+    "batches of layers": (
+        '[[passes]]\nname = "remove-layers"\nmacs = 0.5\nbatch = 0\n',
+        "line 4: remove-layers: batch = 0 is not a whole number",
+    ),
+    "an unknown score of layers": (
+        '[[passes]]\nname = "remove-layers"\nmacs = 0.5\nimportance = "tailor"\n',
+        "Did you mean 'taylor'",
+    ),
     "options of the cut": ('[[passes]]\nname = "prune-channels"\nverify = false\n', "line 3: prune-channels takes its"),
     "nothing smaller": ('[[passes]]\nname = "fuse-batchnorm"\n', "line 2: nothing here makes the model smaller"),
     "two cuts": ('[[passes]]\nname = "prune-channels"\n' * 2, "line 4: prune-channels is here twice"),

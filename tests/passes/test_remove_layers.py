@@ -138,6 +138,7 @@ def _half(model: nn.Module, example: Any, count: int) -> None:
     result = RemoveLayers(half)(traced)
     check = verify_removal(traced, result.traced, layers.named(half))
     assert check.max_relative_error <= 1e-9
+    assert not torch.allclose(traced.run((example,))[0], result.traced.run((example,))[0], rtol=1e-3)
     gone = {key for layer in layers.named(half) for key in layer.parameters}
     before = {key for key, _ in traced.module.named_parameters()}
     assert {key for key, _ in result.traced.module.named_parameters()} == before - gone
