@@ -20,6 +20,7 @@ _REMEDIES = (
     ("layer, direction or sample", "Recurrent layers lose hidden units and inputs, not layers."),
     ("place of an index", "Keep all of the matrix, or a triangle that ends at its diagonal."),
     ("picked by value", "What is looked up by position stays; put a layer behind it that mixes these channels."),
+    ("random number", "Draw noise in training alone (if self.training), so that the captured graph has none."),
     ("known only at run time", "Make the number a constant of the model's code."),
     ("at other batch sizes", "Keep the batch as a dimension of its own in this reshape."),
     ("no common factors", "Reshape in two steps, so that each splits or joins whole dimensions."),

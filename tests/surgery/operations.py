@@ -138,6 +138,8 @@ CALLS: dict[str, list[Call]] = {
     "slice_scatter": [("$h", ("!slice", "$g", 1, 0, 3), 1, 2, 5), ("$h", ("!slice", "$g", 2, 0, 2), 2, 1, 3)],
     "select_scatter": [("$h", ("!select", "$g", 1, 0), 1, 2), ("$h", ("!select", "$g", 2, 0), 2, 1)],
     **each("zeros ones empty rand randn", [(IMAGE,)]),
+    "randn_like": [("$h",)],
+    "randint_like": [("$h", 9)],
     **each("new_zeros new_ones new_empty", [("$h", IMAGE)]),
     "full": [(IMAGE, 0.5)],
     "new_full": [("$h", IMAGE, 0.5)],

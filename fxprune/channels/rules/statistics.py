@@ -262,6 +262,12 @@ def coordinates(flow: Flow, node: fx.Node) -> Any:
     return flow.freeze_all(node, "its entries are coordinates of an affine map")
 
 
+@rule(*packets("randn_like", "randint_like"), held=Held.LOST)
+def drawn(flow: Flow, node: fx.Node) -> Any:
+    """Random numbers, which would be others for fewer indices, so that nothing could be compared."""
+    return flow.freeze_all(node, "a random number is drawn for each of its indices")
+
+
 @rule(*packets("triu", "tril"), held=Held.LOST)
 def triangle(flow: Flow, node: fx.Node) -> Axes:
     """A row and the column of the same index go together: what is left of a triangle is then a triangle again."""
