@@ -59,7 +59,12 @@ def resized(example_inputs: Any, side: int) -> Any:
 
 
 def at_resolution(
-    model: nn.Module | Builder, example_inputs: Any, side: int, *, kwargs: Mapping[str, Any] | None = None
+    model: nn.Module | Builder,
+    example_inputs: Any,
+    side: int,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_size: bool = False,
 ) -> Traced:
     """Capture a model on images of another size.
 
@@ -69,6 +74,7 @@ def at_resolution(
         example_inputs: As for :func:`fxprune.trace`, of any size.
         side: Pixels of the shorter side.
         kwargs: Keyword inputs.
+        dynamic_size: As for :func:`fxprune.trace`.
 
     Raises:
         InputError: There are no images, or the model does not run on this size; the message names the line.
@@ -79,7 +85,7 @@ def at_resolution(
     module = model if isinstance(model, nn.Module) else model(side)
     args, named = resized((example_inputs, dict(kwargs or {})), side)
     try:
-        return trace(module, args, kwargs=named)
+        return trace(module, args, kwargs=named, dynamic_size=dynamic_size)
     except (InputError, CaptureError) as error:
         hint = (
             "; where it is made for one size, give a function that builds it for a side instead of the model"

@@ -46,28 +46,44 @@ def load_model(spec: str, arguments: list[str], weights: Path | None, seed: int)
     Raises:
         InputError: The specification, the module, the callable or the weights cannot be used.
     """
-    import torch
+    model = build_model(find_callable(spec), spec, parse_arguments(arguments), seed)
+    if weights is not None:
+        load_weights(model, weights)
+    return model
 
+
+def find_callable(spec: str, what: str = "model", example: str = "torchvision.models:resnet18") -> Any:
+    """Return what ``package.module:callable`` or ``file.py:callable`` names.
+
+    Raises:
+        InputError: The specification or the module cannot be used.
+    """
     place, colon, name = spec.rpartition(":")
     if not colon or not place or not name:
         raise InputError(
-            f"{spec!r} names no model; write package.module:callable or path/file.py:callable, "
-            "as in torchvision.models:resnet18"
+            f"{spec!r} names no {what}; write package.module:callable or path/file.py:callable, as in {example}"
         )
-    module = _import(place, spec)
-    factory: Any = module
+    found: Any = _import(place, spec)
     for atom in name.split("."):
-        if not hasattr(factory, atom):
+        if not hasattr(found, atom):
             raise InputError(f"{place} has no attribute {atom!r}; it is where {spec!r} was looked for")
-        factory = getattr(factory, atom)
+        found = getattr(found, atom)
+    return found
+
+
+def build_model(factory: Any, spec: str, arguments: dict[str, Any], seed: int) -> Any:
+    """Return the model that a callable gives, in eval mode.
+
+    Raises:
+        InputError: It gives none.
+    """
+    import torch
+
     torch.manual_seed(seed)
     with warnings.catch_warnings():  # what will change in the model's library is no concern of whoever prunes it
         for category in (DeprecationWarning, FutureWarning, PendingDeprecationWarning):
             warnings.simplefilter("ignore", category)
-        model = _build(factory, spec, parse_arguments(arguments))
-    if weights is not None:
-        load_weights(model, weights)
-    return model.eval()
+        return _build(factory, spec, arguments).eval()
 
 
 def _import(place: str, spec: str) -> Any:

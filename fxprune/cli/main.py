@@ -230,6 +230,118 @@ def finetune(  # noqa: PLR0913 - every choice of a training is one
 
 @app.command()
 @guarded
+def search(  # noqa: PLR0913 - every choice of a search is one
+    *,
+    model: Model,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for model.onnx, model.safetensors, plans.json, reports, and search/.")
+    ],
+    macs: Annotated[float | None, typer.Option("--macs", help="Share of the multiply-accumulates to keep.")] = None,
+    latency: Annotated[float | None, typer.Option("--latency", help="Share of the measured latency to keep.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="digits, shapes, imagefolder:PATH, or torchvision:NAME:PATH as on the disk."),
+    ] = None,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            "--train",
+            help="In place of --data: your train_and_evaluate(model, resolution, epochs), as module:name or FILE:name.",
+        ),
+    ] = None,
+    input: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="Shape of the one input, as 1x3x224x224; its side is the whole resolution."),
+    ] = None,
+    model_arg: ModelArgs = None,
+    side_arg: Annotated[
+        str | None,
+        typer.Option("--side-arg", help="Keyword of a model made for one size that takes the side in pixels."),
+    ] = None,
+    weights: Weights = None,
+    dimensions: Annotated[str, typer.Option("--dimensions", help="Which to search over.")] = "depth,width,resolution",
+    points: Annotated[int, typer.Option("--points", help="Networks along each, besides the whole one.")] = 3,
+    epochs: Annotated[int, typer.Option("--epochs", help="Of training at each point.")] = 2,
+    final_epochs: Annotated[
+        int, typer.Option("--final-epochs", help="Of training the network that is chosen, and the alternatives.")
+    ] = 10,
+    alternatives: Annotated[
+        bool,
+        typer.Option("--alternatives/--no-alternatives", help="Train what one dimension alone gives, too."),
+    ] = True,
+    importance: Annotated[str, typer.Option("--importance", help="Of channels: l1, l2, bn_scale, fpgm, ...")] = "l2",
+    layer_importance: Annotated[
+        str, typer.Option("--layer-importance", help="Of layers: l1, bn_scale or random.")
+    ] = "l1",
+    round_to: Annotated[
+        str, typer.Option("--round-to", help="auto, or a number that widths are multiples of.")
+    ] = "auto",
+    protect: Annotated[
+        list[str] | None, typer.Option("--protect", help="Parameters whose channels stay, as a glob: head.*")
+    ] = None,
+    data_arg: Annotated[list[str] | None, typer.Option("--data-arg", help="Argument of shapes: name=value.")] = None,
+    image_channels: Annotated[int | None, typer.Option("--image-channels", help="1 (grey) or 3 (colour).")] = None,
+    fraction: Annotated[float, typer.Option("--fraction", help="Share of the training images to use.")] = 1.0,
+    augment: Annotated[bool, typer.Option("--augment", help="Move and mirror training images.")] = False,
+    batch: Annotated[int, typer.Option("--batch", help="Images per forward pass.")] = 64,
+    optimizer: Annotated[str, typer.Option("--optimizer", help="sgd or adamw.")] = "sgd",
+    lr: Annotated[float, typer.Option("--lr", help="The highest learning rate.")] = 0.01,
+    weight_decay: Annotated[float, typer.Option("--weight-decay", help="Pull of the weights to zero.")] = 5e-4,
+    schedule: Annotated[str, typer.Option("--schedule", help="constant, cosine, linear, step or slr.")] = "cosine",
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, help="Processes that run trials; 0 or 1: this process does.")
+    ] = 0,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="ADDRESS", help="Run trials on this Ray cluster; local: start one here."),
+    ] = None,
+    trial_cpus: Annotated[int, typer.Option("--trial-cpus", min=1, help="Threads of a trial on a worker.")] = 1,
+    trial_gpus: Annotated[
+        float, typer.Option("--trial-gpus", min=0.0, help="GPUs of a trial on Ray; 0.25 lets four share one.")
+    ] = 0.0,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", help="Seconds for a trial, which then runs on a worker.")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run trials again that failed before.")] = False,
+    dynamic_size: Annotated[
+        bool, typer.Option("--dynamic-size", help="Leave height and width open in model.onnx, where the model can.")
+    ] = False,
+    no_latency: Annotated[bool, typer.Option("--no-latency", help="Do not measure the latency of the result.")] = False,
+    runtime: Annotated[str, typer.Option("--runtime", help="Runtime to measure on.")] = "onnxruntime-cpu",
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads for the latency measurement.")] = 1,
+    seconds: Annotated[float, typer.Option("--seconds", help="Time for each latency measurement.")] = 10.0,
+    onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Export to ONNX.")] = True,
+    seed: Seed = 0,
+) -> None:
+    """Choose depth, width and resolution together under one budget.
+
+    Trains smaller networks along each dimension, fits accuracy, and prunes to the optimum. The same command goes on
+    where it was stopped, and may ask for another budget.
+    """
+    from fxprune.cli.search import Options, run
+
+    recipe = {"batch": batch, "optimizer": optimizer, "lr": lr, "weight_decay": weight_decay, "schedule": schedule}
+    choices = {
+        "importance": importance, "layer_importance": layer_importance, "round_to": round_to,
+        "protect": tuple(protect or ()),
+    }  # fmt: skip
+    run(
+        Options(
+            model=model, out=out, model_args=tuple(model_arg or ()), weights=weights, side_arg=side_arg,
+            inputs=tuple(input or ()), macs=macs, latency=latency, data=data, data_args=tuple(data_arg or ()),
+            channels=image_channels, fraction=fraction, augment=augment, train=train, recipe=recipe, choices=choices,
+            epochs=(epochs, final_epochs), points=points,
+            dimensions=tuple(name.strip() for name in dimensions.split(",") if name.strip()),
+            alternatives=alternatives, workers=workers, ray=ray, trial_cpus=trial_cpus, trial_gpus=trial_gpus,
+            timeout=timeout, retry_failed=retry_failed, dynamic_size=dynamic_size,
+            measuring={"runtime": runtime, "threads": threads, "seconds": seconds}, measure=not no_latency, onnx=onnx,
+            seed=seed,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+@guarded
 def demo(
     out: Annotated[
         Path,

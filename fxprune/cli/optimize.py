@@ -50,7 +50,7 @@ def run(options: Options) -> None:
             "Python: make_plan(..., compensate='mean') and PruneChannels(plan, calibration=batches)"
         )
     if options.measure or options.latency is not None:
-        _require(options.runtime)
+        require_runtime(options.runtime)
     if options.trains:
         from fxprune.cli.finetune import require_packages
         from fxprune.cli.training_step import check_one_process
@@ -78,7 +78,13 @@ def _goes_on(options: Options, stop: KeyboardInterrupt) -> KeyboardInterrupt:
     return KeyboardInterrupt(*stop.args, f"the same command goes on from {folder}")
 
 
-def _require(name: str) -> None:
+def require_runtime(name: str) -> None:
+    """Refuse a runtime that is not here, before anything is measured on it.
+
+    Raises:
+        InputError: There is none of this name.
+        EnvironmentProblem: It is not installed.
+    """
     from fxprune.deploy.runtimes import get_runtime
 
     missing = get_runtime(name).available()

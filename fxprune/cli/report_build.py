@@ -24,7 +24,7 @@ def build_report(run: Run, captured: Any) -> dict[str, Any]:
         "schema": 1,
         "ok": cut is None or cut.check.ok,
         "model": options.model,
-        "versions": _versions(),
+        "versions": versions(),
         "before": _cost(count(captured)),
         "after": _cost(count(run.stored)),
         **_of_the_cut(cut, run.budget),
@@ -111,7 +111,8 @@ def _widths(dense: Any, pruned: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of what a report was made with."""
     import onnxruntime
     import torch
 

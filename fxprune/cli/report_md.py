@@ -33,7 +33,7 @@ def render_markdown(report: dict[str, Any]) -> str:
         "## Limits of the machine",
         text(facts.limits(report)),
         "## Widths of the layers",
-        _folded(
+        folded(
             f"{len(report['widths'])} layers",
             table(("layer", "before", "after"), ((w["name"], w["before"], w["after"]) for w in report["widths"])),
         ),
@@ -43,12 +43,12 @@ def render_markdown(report: dict[str, Any]) -> str:
             ("largest relative error", "found", "allowed", ""),
             ((what, found, most, "passed" if ok else "failed") for what, found, most, ok in facts.checks(report)),
         ),
-        *_bullets("Notes", report["notes"]),
+        *bullets("Notes", report["notes"]),
         *_passes(report),
         "## Plan and environment",
         table(("", ""), [*facts.plan(report), *facts.environment(report)], "l"),
-        _folded("Time spent", table(("step", "time"), facts.spent(report))),
-        _folded("The recipe, to run it again", _indented(report.get("recipe", ""))),
+        folded("Time spent", table(("step", "time"), facts.spent(report))),
+        folded("The recipe, to run it again", _indented(report.get("recipe", ""))),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -72,7 +72,8 @@ def _cut(cell: str) -> str:
     return cell if len(cell) <= _LONG else f"{cell[:_LONG]}..., see report.json"
 
 
-def _folded(title: str, body: str) -> str:
+def folded(title: str, body: str) -> str:
+    """Return what is only shown when it is asked for; empty where there is nothing."""
     return f"<details><summary>{html.escape(title)}</summary>\n\n{body}\n\n</details>" if body else ""
 
 
@@ -81,7 +82,8 @@ def _indented(code: str) -> str:
     return "\n".join(f"    {line}" for line in code.splitlines())
 
 
-def _bullets(title: str, lines: Sequence[str]) -> list[str]:
+def bullets(title: str, lines: Sequence[str]) -> list[str]:
+    """Return a heading and a list; nothing where there are no lines."""
     return [f"### {title}", "\n".join(f"- {text(line)}" for line in lines)] if lines else []
 
 
@@ -126,7 +128,7 @@ def _layers(report: dict[str, Any]) -> list[str]:
         "Where less was gained than the saved work promised:" if lost else "",
         table(("layer", "time kept", "work kept", "lost", "why"), lost, "rrrl")
         or "Every layer's time fell by about as much as its work, or it hardly matters.",
-        _folded(f"All {len(layers)} layers, in the order of execution", table(head, every, "rrrrrrl")),
+        folded(f"All {len(layers)} layers, in the order of execution", table(head, every, "rrrrrrl")),
     ]
 
 
@@ -165,7 +167,7 @@ def _coupling(report: dict[str, Any]) -> list[str]:
         if number in writes or number in reads
     ]
     head = ("group", "written by", "read by", "removed")
-    return [said, _folded(f"{len(rows)} groups", table(head, rows, "ll"))]
+    return [said, folded(f"{len(rows)} groups", table(head, rows, "ll"))]
 
 
 def _passes(report: dict[str, Any]) -> list[str]:
@@ -174,5 +176,5 @@ def _passes(report: dict[str, Any]) -> list[str]:
         done = [f"- {text(change['place'])}: {text(change['what'])}" for change in run["changes"]]
         done += [f"- {text(skip['place'])} skipped: {text(skip['why'])}" for skip in run["skips"]]
         title = f"pass {run['name']}: {len(run['changes'])} changed, {len(run['skips'])} skipped"
-        parts.append(_folded(title, "\n".join(done)) or text(title))
+        parts.append(folded(title, "\n".join(done)) or text(title))
     return parts

@@ -50,6 +50,11 @@ class TrialsTable:
         self._console, self._start = console, time.monotonic()
         self._live = Live(console=console, get_renderable=self.table, refresh_per_second=1, transient=True)
 
+    def add(self, trials: Iterable[Trial]) -> None:
+        """Show these too, as trials that are still to come."""
+        for trial in trials:
+            self._rows.setdefault(trial.key, _Row(trial))
+
     def __enter__(self) -> TrialsTable:
         self._start = time.monotonic()
         if self._console.is_terminal:

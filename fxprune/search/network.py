@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
@@ -59,17 +60,21 @@ class Subject:
         """The shorter side of the example's images, in pixels."""
         return side_of(self.inputs)
 
-    def at(self, side: int | None = None) -> Traced:
-        """Capture the dense model at a resolution; None for an input that is no image, and the whole one.
+    def at(self, side: int | None = None, *, dynamic_size: bool = False) -> Traced:
+        """Capture the dense model at a resolution.
+
+        Args:
+            side: Of its images in pixels; None for an input that is no image, and the whole one.
+            dynamic_size: As for :func:`fxprune.trace`.
 
         Raises:
             InputError: It cannot be built, or does not run at this size.
             CaptureError: It cannot be captured.
         """
-        state = load_file(self.weights) if self.weights is not None else None
+        state = _tensors(self.weights) if self.weights is not None else None
         if side is None:
-            return trace(self._built(None, state), self.inputs)
-        return at_resolution(self._built(side, state), self.inputs, side)
+            return trace(self._built(None, state), self.inputs, dynamic_size=dynamic_size)
+        return at_resolution(self._built(side, state), self.inputs, side, dynamic_size=dynamic_size)
 
     def _built(self, side: int | None, state: dict[str, Tensor] | None) -> nn.Module:
         build = _found(self.build) if isinstance(self.build, str) else self.build
@@ -107,8 +112,12 @@ class Network:
         width = self.width if isinstance(plan, LayerPlan) else self.width * width_of(self.traced, plan)
         return Network(Pipeline([single])(self.traced).traced, (*self.steps, plan), self.side, width)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, weights: str = WEIGHTS) -> None:
         """Write plans and weights, each in one step.
+
+        Args:
+            folder: Exists.
+            weights: Name of their file.
 
         Raises:
             InputError: They cannot be written.
@@ -118,13 +127,22 @@ class Network:
         tensors = _state(self.traced.module)
         try:
             atomic_write(folder / PLANS, lambda path: _put(path, text))
-            atomic_write(folder / WEIGHTS, lambda path: save_file(tensors, path))
+            atomic_write(folder / weights, lambda path: save_file(tensors, path))
         except OSError as error:
             raise InputError(f"cannot write the network into {folder}: {error.strerror or error}") from error
 
 
-def load_network(subject: Subject, folder: Path, side: int | None = None) -> Network:
-    """Rebuild a network from its folder, at its own or another resolution.
+def load_network(
+    subject: Subject, folder: Path, side: int | None = None, *, weights: str = WEIGHTS, dynamic_size: bool = False
+) -> Network:
+    """Rebuild a network from its folder.
+
+    Args:
+        subject: The dense model.
+        folder: What :meth:`Network.save` wrote to.
+        side: Of its images in pixels; None: its own.
+        weights: Name of the file with its weights.
+        dynamic_size: As for :func:`fxprune.trace`.
 
     Raises:
         InputError: A file is missing or damaged.
@@ -132,12 +150,12 @@ def load_network(subject: Subject, folder: Path, side: int | None = None) -> Net
     """
     try:
         saved = json.loads((folder / PLANS).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS)
         own, plans = saved["side"], [(entry["kind"], json.dumps(entry["plan"])) for entry in saved["plans"]]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"{folder} holds no network of a search that can be read: {error}") from error
+    tensors = _tensors(folder / weights)
     steps = [(LayerPlan if kind == "layers" else Plan).from_json(text) for kind, text in plans]
-    network = rebuild(subject, steps, own if side is None else side)
+    network = rebuild(subject, steps, own if side is None else side, dynamic_size=dynamic_size)
     state = _state(network.traced.module)
     if set(state) != set(tensors):
         odd = sorted(set(state) ^ set(tensors))
@@ -147,17 +165,26 @@ def load_network(subject: Subject, folder: Path, side: int | None = None) -> Net
     return network
 
 
-def rebuild(subject: Subject, steps: list[Step] | tuple[Step, ...], side: int | None) -> Network:
+def rebuild(
+    subject: Subject, steps: list[Step] | tuple[Step, ...], side: int | None, *, dynamic_size: bool = False
+) -> Network:
     """Carry plans out on the dense model at a resolution; each is proved against the masked reference there.
 
     A plan is bound to the graph that it was made for by a fingerprint, which holds sizes of images too. Here the graph
     may be one of another size, so each plan is bound to it anew: that its names and indices exist there, and that what
     goes is closed, is checked as for any plan.
     """
-    network = Network(subject.at(side), (), side)
+    network = Network(subject.at(side, dynamic_size=dynamic_size), (), side)
     for step in steps:
         network = network.without(dataclasses.replace(step, fingerprint=network.traced.fingerprint()))
     return network
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read as safetensors: {error}") from error
 
 
 def _kind(step: Step) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fxprune.capture.regions import require_whole
 from fxprune.errors import InputError, TrainingError
 from fxprune.search.candidates import Built, Candidates
 from fxprune.search.executors import Event, Executor
@@ -69,6 +70,7 @@ def search(  # noqa: PLR0913 - the parts of a search, each with a default behind
     executor: Executor | None = None,
     settings: Mapping[str, Any] | None = None,
     on_update: Callable[[Event, Trial], None] | None = None,
+    on_phase: Callable[[str, Sequence[Trial]], None] | None = None,
     retry_failed: bool = False,
 ) -> SearchResult:
     """Find, build and train the best network under a budget.
@@ -86,6 +88,7 @@ def search(  # noqa: PLR0913 - the parts of a search, each with a default behind
         settings: What else the accuracies follow from (data, recipe), as plain JSON: a folder is only gone on with
             where they are the same.
         on_update: Is told what happens to which trial.
+        on_phase: Is told what begins, and which trials belong to it.
         retry_failed: Run trials again that failed.
 
     Raises:
@@ -93,7 +96,10 @@ def search(  # noqa: PLR0913 - the parts of a search, each with a default behind
         BudgetError: The budget cannot be reached; says what can.
         TrainingError: The whole network, or the final one, could not be trained.
     """
+    say = on_phase or _quiet
+    say("look for what can be removed", ())
     dense = rebuild(subject, (), _side(subject, asked))
+    require_whole(dense.traced, "A search over depth, width and resolution", "prune it by fxprune optimize instead")
     least = asked.explore or asked.budget
     space = find_space(subject, dense, least, dimensions=asked.dimensions, points=asked.points)
     meter: Meter = Macs(dense.traced) if asked.metric == "macs" else Milliseconds(dense.traced, asked.measuring)
@@ -102,13 +108,15 @@ def search(  # noqa: PLR0913 - the parts of a search, each with a default behind
     with contextlib.closing(meter), Store.open(folder, identity) as store:
         run = _Runner(store, work, executor, on_update, retry_failed)
         trials = plan_trials(space, asked)
+        say("train along each dimension", trials)
         results = run(trials)
+        say("fit accuracy and cost, and build what meets the budget", ())
         measured, failed = _measured(trials, results, subject, space, meter, store)
         fitted = fit(measured, asked)
         candidates = Candidates(subject, space, meter, asked)
         chosen, others = candidates.best(fitted), candidates.alternatives(fitted)
         wanted: dict[str, Built | str] = {CHOSEN: chosen, **(others if asked.alternatives else {})}
-        trained = _train(wanted, run, asked)
+        trained = _train(wanted, run, asked, say)
         final = trained[CHOSEN]
         assert isinstance(final, Built)
         if final.trial is None or final.result is None or final.result.status != "done":
@@ -213,7 +221,13 @@ def _point(result: TrialResult, space: Space) -> Point:
     return Point(depth, float(result.figures["width"]), space.resolution(side), float(result.accuracy or 0.0))
 
 
-def _train(wanted: Mapping[str, Built | str], run: _Runner, asked: Request) -> dict[str, Built | str]:
+def _quiet(_: str, __: Sequence[Trial]) -> None:
+    """Tell nobody."""
+
+
+def _train(
+    wanted: Mapping[str, Built | str], run: _Runner, asked: Request, say: Callable[[str, Sequence[Trial]], None]
+) -> dict[str, Built | str]:
     """Train the networks from the dense weights, each for the longer time."""
     trials = {
         name: Trial(
@@ -225,7 +239,9 @@ def _train(wanted: Mapping[str, Built | str], run: _Runner, asked: Request) -> d
         for name, built in wanted.items()
         if isinstance(built, Built)
     }
-    results = run(list({trial.key: trial for trial in trials.values()}.values()))
+    different = list({trial.key: trial for trial in trials.values()}.values())
+    say("train what meets the budget", different)
+    results = run(different)
     found: dict[str, Built | str] = dict(wanted)
     for name, trial in trials.items():
         built, result = wanted[name], results[trial.key]
