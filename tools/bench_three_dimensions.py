@@ -191,7 +191,7 @@ def _points(found: SearchResult) -> list[dict[str, Any]]:
 def _inside(
     found: SearchResult, subject: Subject, training: Training, folder: Path, cell: Cell
 ) -> list[dict[str, Any]]:
-    """Train networks between the axes, from the whole one's weights as the points are, for as long."""
+    """Train networks between the axes, from the whole one's weights."""
     asked, space = found.asked, found.space
     generator = torch.Generator().manual_seed(cell.seed)
     trials = []
@@ -203,7 +203,8 @@ def _inside(
         side = smaller[int(torch.randint(len(smaller), (1,), generator=generator))]
         shares = (1 - layers / space.layers, round(width, 3), space.resolution(side))
         options = {"side": side, "layers": layers, "channels": round(width, 3)}
-        trials.append(Trial(*shares, epochs=asked.epochs[0], seed=asked.seed, parent=whole.key, options=options))
+        epochs = asked.epochs[0] * asked.points  # as much as the last point of each dimension has had in all
+        trials.append(Trial(*shares, epochs=epochs, seed=asked.seed, parent=whole.key, options=options))
     work = PruneAndTrain(subject, training, asked.choices)
     with Store.open(folder, _settings_of(folder)) as store:
         results = run_trials(trials, work, store)

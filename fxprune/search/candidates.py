@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Iterable
@@ -16,6 +15,8 @@ from fxprune.search.optimum import Choice, buildable
 from fxprune.search.predictor import Point
 from fxprune.search.space import Space
 from fxprune.search.trials import Trial, TrialResult
+
+_TRIED = {"macs": 4, "latency": 1}  # where building takes measuring, only the first
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class Candidates:
     def best(self, fitted: Fitted) -> Built:
         """Return the network of the best prediction that can be built within the budget.
 
+        Which are worth building is told by the fitted cost; a few of these are built, and have real widths then.
+
         Raises:
             BudgetError: There is none.
         """
@@ -75,12 +78,17 @@ class Candidates:
         sides = {self.space.resolution(side): side for side in self.sides}
         widths = (min(self.space.widths, default=1.0), 1.0)
         found = buildable(fitted.predictor, fitted.law, self.asked.budget, list(counts), list(sides), widths)
-        problem = ""
+        problem, fitting = "", list[Built]()
         for choice in found:
             built = self.build(counts[choice.depth], sides[choice.resolution], fitted)
             if isinstance(built, Built):
-                return dataclasses.replace(built, choice=choice)
-            problem = built
+                fitting.append(built)
+            else:
+                problem = built
+            if len(fitting) == _TRIED[self.asked.metric]:
+                break
+        if fitting:
+            return max(fitting, key=lambda built: built.choice.accuracy)
         raise BudgetError(
             f"no network that was predicted to meet the budget {self.asked.metric}={self.asked.budget:g} can be built; "
             f"the last that was tried: {problem}"

@@ -20,7 +20,6 @@ from fxprune.search.predictor import DIMENSIONS, Floats, Point, Predictor
 _GRID = 200  # steps of depth and width
 _STARTS = 5  # cells of the grid that are refined
 _DRAWS = 200
-_USED = 0.9  # of the budget
 
 
 @dataclass(frozen=True)
@@ -188,8 +187,8 @@ def buildable(
 ) -> list[Choice]:
     """Return networks with depths and resolutions that exist and the width that the budget leaves, the best first.
 
-    Those that leave more than a tenth of the budget unused come last: that a network is better for being smaller is
-    what noise says, not what a budget is for.
+    What is no larger in any dimension than another one of them is left out: that a network is better for being smaller
+    is what noise says.
 
     Args:
         predictor: Of accuracy.
@@ -216,7 +215,14 @@ def buildable(
             f"No depth and resolution that can be built leaves a width of {widths[0]:.3g} to {widths[1]:.3g} at a "
             f"budget of {budget:.3g}. Allow narrower networks, or ask for a larger budget."
         )
-    return sorted(found, key=lambda c: (c.cost < _USED * budget, -c.accuracy, c.cost))
+    largest = [c for c in found if not any(_dominates(other, c) for other in found)]
+    return sorted(largest, key=lambda choice: (-choice.accuracy, choice.cost))
+
+
+def _dominates(one: Choice, other: Choice) -> bool:
+    """Whether a network is at least as large in every dimension, and larger in one."""
+    pairs = list(zip(one.shares, other.shares, strict=True))
+    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
 
 @dataclass(frozen=True)

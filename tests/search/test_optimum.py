@@ -97,9 +97,9 @@ def test_depth_and_resolution_exist_and_the_width_takes_the_rest() -> None:
     assert {choice.depth for choice in found} <= {0.5, 0.75, 1.0}
     assert all(choice.cost <= 0.5 * (1 + 1e-9) and choice.width >= 0.3 for choice in found)
     assert all(choice.cost == pytest.approx(0.5) or choice.width == 1.0 for choice in found)
-    full = [c.accuracy for c in found if c.cost >= 0.45]
-    assert full == sorted(full, reverse=True)
-    assert [c.cost >= 0.45 for c in found] == [True] * len(full) + [False] * (len(found) - len(full))
+    assert [c.accuracy for c in found] == sorted((c.accuracy for c in found), reverse=True)
+    for one in found:  # none is smaller than another in every dimension
+        assert not any(all(a <= b for a, b in zip(one.shares, o.shares, strict=True)) for o in found if o is not one)
     with pytest.raises(BudgetError, match="cannot be reached"):
         buildable(fit_specialised(POINTS), law, 0.01, (0.5, 1.0), (0.5, 1.0), (0.3, 1.0))
 
