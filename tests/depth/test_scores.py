@@ -97,6 +97,7 @@ def test_taylor_is_the_derivative_of_the_loss_by_the_branch() -> None:
     batches = [(images.double(), labels) for images, labels in BATCHES]
     scores = score_layers(traced, layers, "taylor", batches=batches)
 
+    @torch.no_grad()
     def loss(factor: float, images: Tensor, labels: Tensor) -> float:
         x = model[1](model[0](images))
         x = x + factor * model[2].branch(x)
@@ -114,6 +115,7 @@ def test_taylor_of_a_sequence_is_by_what_it_changes() -> None:
     images, labels = BATCHES[0][0].double(), BATCHES[0][1]
     scores = score_layers(traced, find_layers(traced), "taylor", batches=[(images, labels)])
 
+    @torch.no_grad()
     def loss(factor: float) -> float:
         x = model[0](images)
         return float(nn.functional.cross_entropy(model[2](x + factor * (model[1](x) - x)), labels))
