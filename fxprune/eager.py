@@ -295,7 +295,7 @@ def _compare(traced: Traced, model: nn.Module, applied: Applied) -> None:
         try:
             found, tolerance, applied.dtype = _run(model, traced, args, kwargs), SINGLE_TOLERANCE, "float32"
         except Exception:
-            raise _does_not_run(model, first) from first
+            raise _does_not_run(traced, model, first) from first
     errors = [_error(model, *pair) for pair in zip(found, expected, strict=True)]
     applied.max_relative_error = max(errors, default=0.0)
     if not applied.max_relative_error <= tolerance:
@@ -332,11 +332,11 @@ def _runs_around_regions(traced: Traced, model: nn.Module) -> None:
         with evaluating(model):
             record(model, regions.args, regions.kwargs, ())
     except Exception as error:
-        raise _does_not_run(model, error) from error
+        raise _does_not_run(traced, model, error) from error
 
 
-def _does_not_run(model: nn.Module, error: Exception) -> VerifyError:
-    unlike = _unlike_attention(model)
+def _does_not_run(traced: Traced, model: nn.Module, error: Exception) -> VerifyError:
+    unlike, idle = _unlike_attention(model), _idle(traced, model)
     if unlike:
         return VerifyError(
             f"{type(model).__name__} does not run with the new sizes: {_first_line(error)}, {_place(error)}. {unlike} "
@@ -346,8 +346,16 @@ def _does_not_run(model: nn.Module, error: Exception) -> VerifyError:
     return VerifyError(
         f"{type(model).__name__} does not run with the new sizes: {_first_line(error)}, {_place(error)}. A "
         "width is written into the code there. Take it from a tensor (x.shape) or from the layer, or deploy "
-        "the graph itself; the model is as it was"
+        f"the graph itself; the model is as it was{idle}"
     )
+
+
+def _idle(traced: Traced, model: nn.Module) -> str:
+    """Name layers that no output depends on: they are not in the graph, so that they keep widths that others lost."""
+    used = {str(node.target) for node in traced.module.graph.nodes if node.op in ("call_module", "get_attr")}
+    owners = {path for path, layer in model.named_modules() if any(True for _ in layer.parameters(recurse=False))}
+    idle = sorted(path for path in owners if not any(name == path or name.startswith(f"{path}.") for name in used))
+    return f" (no output depends on {', '.join(idle[:3])}, which therefore kept all channels)" if idle else ""
 
 
 def _unlike_attention(model: nn.Module) -> str:

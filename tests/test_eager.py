@@ -274,3 +274,62 @@ def test_what_is_no_number_is_no_agreement() -> None:
     with pytest.raises(VerifyError, match="relative error inf"):
         apply_to(pruned, model)
     assert model.a.out_features == 16
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend, self.head = nn.MultiheadAttention(12, 3, batch_first=True), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attend(x, x, x, need_weights=False)[0])
+
+
+def test_an_attention_layer_that_lost_heads_is_named() -> None:
+    """Its code has one width for queries, output and heads; the graph has three."""
+    model, _, result = pruned(Attending, torch.randn(2, 5, 12))
+    before = state(model)
+    with pytest.raises(VerifyError, match=r"attend is nn.MultiheadAttention, which has one width.*Protect its param"):
+        result.apply_to(model)
+    assert same(before, state(model))
+
+
+class Stepping(nn.Module):
+    """A cell, a bag and a layer of two inputs keep their sizes beside their weights, and no layer of the graph does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.cell = nn.EmbeddingBag(9, 12), nn.LSTMCell(12, 10)
+        self.both, self.head = nn.Bilinear(10, 12, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bag(x)
+        state = self.cell(y)
+        return self.head(self.both(self.cell(y, state)[0], y))
+
+
+def test_layers_that_the_graph_takes_apart_have_their_sizes_too() -> None:
+    model, _, result = pruned(Stepping, torch.arange(10).reshape(2, 5) % 9)
+    assert result.apply_to(model).max_relative_error <= 1e-9
+    assert model.cell.hidden_size == model.cell.weight_hh.shape[1] < 10
+    assert model.cell.input_size == model.bag.embedding_dim == model.both.in2_features < 12
+    assert (model.both.out_features, model.both.in1_features) == model.both.weight.shape[:2]
+
+
+class Idle(nn.Module):
+    """Runs a layer whose result nobody reads, as the last residual of a WaveNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.unread, self.b = nn.Linear(6, 16), nn.Linear(16, 3), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        self.unread(x)
+        return self.b(x)
+
+
+def test_a_layer_that_no_output_depends_on_is_named() -> None:
+    model, _, result = pruned(Idle, VECTOR)
+    with pytest.raises(VerifyError, match=r"no output depends on unread, which therefore kept all channels"):
+        result.apply_to(model)

@@ -459,7 +459,7 @@ def to_image(w: Writer, x: Value) -> Value | None:
     return w.let(f"{x.name}.mean(2)", "image", (x.channels, *x.sizes[2:]))
 
 
-@operation("vector", repeats=True)
+@operation("vector", bakes=True, repeats=True)
 def spread(w: Writer, x: Value) -> Value | None:
     code = f"{x.name}[:, :, None, None].expand(-1, -1, 4, 4)"
     return w.let(code, "image", (x.channels, 4, 4))
