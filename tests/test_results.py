@@ -170,7 +170,10 @@ class Net(nn.Sequential):
 """
 
 
-@pytest.mark.parametrize("options", ['layers = ["2.conv"]', 'layers = 0.4\nimportance = "random"'], ids=["names", "budget"])
+REMOVALS = ['layers = ["2.conv"]', 'layers = 0.4\nimportance = "random"']
+
+
+@pytest.mark.parametrize("options", REMOVALS, ids=["names", "budget"])
 def test_without_the_layers_that_were_chosen_by_other_weights(tmp_path: Path, options: str) -> None:
     source = tmp_path / "deep.py"
     source.write_text(DEEP)
