@@ -19,6 +19,7 @@ from fxprune.capture.traced import Traced
 from fxprune.errors import CaptureError
 
 TIMES = 1_000_003  # a prime above all sizes of channels, space and tokens
+_OPEN_TIMES = (10_007, 997)  # of the batch, and of height and width where these are open: all bytes are counted too
 Sizes = tuple[int, ...]
 
 
@@ -29,11 +30,12 @@ def sizes_from_symbols(module: fx.GraphModule, args: tuple[Any, ...], kwargs: di
     """
     inputs = flat_inputs(args, kwargs)
     batch: dict[Any, int] = {}
-    for node, leaf in zip(module.graph.find_nodes(op="placeholder"), inputs, strict=True):
-        if not isinstance(leaf, Tensor):
-            continue  # a number or a flag
-        shape = node.meta["val"].shape
-        batch |= {s.node.expr: n * TIMES for s, n in zip(shape, leaf.shape, strict=True) if is_open(s)}
+    nodes = zip(module.graph.find_nodes(op="placeholder"), inputs, strict=True)
+    given = [(node.meta["val"].shape, leaf.shape) for node, leaf in nodes if isinstance(leaf, Tensor)]
+    many, space = _OPEN_TIMES if any(is_open(s) for shape, _ in given for s in shape[1:]) else (TIMES, TIMES)
+    for shape, sizes in given:
+        pairs = enumerate(zip(shape, sizes, strict=True))
+        batch |= {s.node.expr: n * (space if d else many) for d, (s, n) in pairs if is_open(s)}
     known: dict[Any, int] = {}
 
     def scaled(size: Any) -> int:

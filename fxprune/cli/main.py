@@ -261,6 +261,9 @@ def search(  # noqa: PLR0913 - every choice of a search is one
     weights: Weights = None,
     dimensions: Annotated[str, typer.Option("--dimensions", help="Which to search over.")] = "depth,width,resolution",
     points: Annotated[int, typer.Option("--points", help="Networks along each, besides the whole one.")] = 3,
+    explore: Annotated[
+        float | None, typer.Option("--explore", help="Take points for budgets down to this one, to be asked for later.")
+    ] = None,
     epochs: Annotated[int, typer.Option("--epochs", help="Of training at each point.")] = 2,
     final_epochs: Annotated[
         int, typer.Option("--final-epochs", help="Of training the network that is chosen, and the alternatives.")
@@ -316,7 +319,7 @@ def search(  # noqa: PLR0913 - every choice of a search is one
     """Choose depth, width and resolution together under one budget.
 
     Trains smaller networks along each dimension, fits accuracy, and prunes to the optimum. The same command goes on
-    where it was stopped, and may ask for another budget.
+    where it was stopped.
     """
     from fxprune.cli.search import Options, run
 
@@ -330,7 +333,7 @@ def search(  # noqa: PLR0913 - every choice of a search is one
             model=model, out=out, model_args=tuple(model_arg or ()), weights=weights, side_arg=side_arg,
             inputs=tuple(input or ()), macs=macs, latency=latency, data=data, data_args=tuple(data_arg or ()),
             channels=image_channels, fraction=fraction, augment=augment, train=train, recipe=recipe, choices=choices,
-            epochs=(epochs, final_epochs), points=points,
+            epochs=(epochs, final_epochs), points=points, explore=explore,
             dimensions=tuple(name.strip() for name in dimensions.split(",") if name.strip()),
             alternatives=alternatives, workers=workers, ray=ray, trial_cpus=trial_cpus, trial_gpus=trial_gpus,
             timeout=timeout, retry_failed=retry_failed, dynamic_size=dynamic_size,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxprune.cli.console import Stages, err, say
-from fxprune.cli.interrupts import termination_interrupts
+from fxprune.cli.interrupts import lasting_interrupts
 from fxprune.cli.loading import parse_arguments
 from fxprune.cli.output import staging
 from fxprune.cli.search_parts import (
@@ -25,7 +25,7 @@ from fxprune.cli.search_parts import (
 from fxprune.errors import InputError, VerifyError
 
 if TYPE_CHECKING:
-    from fxprune.search import Executor, Request, Subject, Trial
+    from fxprune.search import Event, Executor, Request, Subject, Trial
     from fxprune.search.pruning import TrainAndEvaluate
     from fxprune.search.search import SearchResult
     from fxprune.search.training import DataTraining
@@ -48,6 +48,7 @@ class Options:
         recipe: Options of the recipe, under its names.
         choices: How layers and channels are chosen, under the names of :class:`~fxprune.search.pruning.Choices`.
         epochs: At each point, and of the final network.
+        explore: The smallest budget that the points are to serve; None: this one.
         workers: Processes; ray, trial_cpus, trial_gpus and timeout say the rest.
         measure: Whether the latency of the final file is measured.
     """
@@ -70,6 +71,7 @@ class Options:
     choices: dict[str, Any] = field(default_factory=dict)
     epochs: tuple[int, int] = (2, 10)
     points: int = 3
+    explore: float | None = None
     dimensions: tuple[str, ...] = ("depth", "width", "resolution")
     alternatives: bool = True
     workers: int = 0
@@ -135,12 +137,13 @@ def run(options: Options) -> None:
 
     start = time.perf_counter()
     forget_files()
-    with termination_interrupts():
+    with lasting_interrupts() as check:
         try:
             job = prepare(options)
-            found = _search(job)
+            found = _search(job, check)
             with staging(options.out) as folder:
                 report = finish(job, found, folder, start)
+                check()
         except KeyboardInterrupt as stop:
             if not options.folder.is_dir():
                 raise
@@ -198,7 +201,7 @@ def request_of(options: Options) -> Request:
     return Request(
         macs=options.macs, latency=options.latency, epochs=options.epochs, dimensions=options.dimensions,
         points=options.points, choices=Choices(**choices), measuring=Measuring(**options.measuring),
-        alternatives=options.alternatives, seed=options.seed,
+        alternatives=options.alternatives, explore=options.explore, seed=options.seed,
     )  # fmt: skip
 
 
@@ -263,7 +266,7 @@ def _input(options: Options, training: TrainAndEvaluate) -> str:
     return own
 
 
-def _search(job: Job) -> SearchResult:
+def _search(job: Job, check: Callable[[], None]) -> SearchResult:
     """Run the search under a table of its trials."""
     from fxprune.cli.trials_table import TrialsTable
     from fxprune.search.search import search
@@ -272,13 +275,18 @@ def _search(job: Job) -> SearchResult:
     start = time.perf_counter()
     with TrialsTable() as table:
 
+        def update(event: Event, trial: Trial) -> None:
+            check()
+            table(event, trial)
+
         def phase(what: str, trials: Sequence[Trial]) -> None:
+            check()
             table.add(trials)
             say(f"{time.perf_counter() - start:8.1f} s  {what}", err)
 
         found = search(
             job.subject, job.training, job.asked, folder=options.folder, executor=job.executor,
-            settings=job.settings(), on_update=table, on_phase=phase, retry_failed=options.retry_failed,
+            settings=job.settings(), on_update=update, on_phase=phase, retry_failed=options.retry_failed,
         )  # fmt: skip
     job.stages.seconds["search"] = time.perf_counter() - start
     return found

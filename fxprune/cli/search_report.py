@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fxprune.search.search import SearchResult
 
 AXES = ("depth", "width", "resolution")
+_MUCH = 0.03  # of accuracy, by which a smaller network is better than the whole one
 
 
 def build_report(job: Job, found: SearchResult, dense: Traced, network: Network) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def build_report(job: Job, found: SearchResult, dense: Traced, network: Network)
     met = found.chosen.cost <= found.asked.budget * (1 + 1e-9)
     if found.asked.metric == "macs":  # counted once more, on what is exported
         met = after["macs"] <= found.asked.budget * before["macs"] * (1 + 1e-9)
-    notes = [*network.traced.notes, *found.notes]
+    notes = [*network.traced.notes, *found.notes, *_doubts(found)]
     return {
         "schema": 1,
         "ok": met,
@@ -60,6 +61,26 @@ def build_report(job: Job, found: SearchResult, dense: Traced, network: Network)
         },
         "notes": list(dict.fromkeys(notes)),
     }
+
+
+def _doubts(found: SearchResult) -> list[str]:
+    """Say where the points speak of something else than size."""
+    whole, notes = found.measured[0].point.accuracy, []
+    better = max(each.point.accuracy for each in found.measured) - whole
+    if better > _MUCH:
+        notes.append(
+            f"Smaller networks came out better than the whole one, by up to {100 * better:.1f} points: each starts "
+            "from the one before it and so was trained for longer, and the dense model was not trained to its end. The "
+            "fit takes that for an advantage of small networks; train the dense model first (--weights), or for more "
+            "--epochs."
+        )
+    predicted = found.chosen.choice.accuracy
+    if not 0 <= predicted <= 1:
+        notes.append(
+            f"The accuracy that is predicted of the chosen network, {predicted:.1%}, is none that a network can have: "
+            "the points scatter too much, or are too few, for what lies between them."
+        )
+    return notes
 
 
 def file_of(job: Job, trial: Trial) -> Path:
@@ -109,8 +130,8 @@ def _run(trial: Trial, result: TrialResult) -> dict[str, Any]:
     """Return what there is to know of how a trial ran."""
     return {
         "trial": trial.key[:16], "name": trial.name, "parent": trial.parent and trial.parent[:16],
-        "epochs": trial.epochs, "seconds": result.seconds, "worker": result.worker, "attempts": result.attempts, "macs": _whole(result.macs),
-        "params": _whole(result.params), "error": result.error,
+        "epochs": trial.epochs, "seconds": result.seconds, "worker": result.worker, "attempts": result.attempts,
+        "macs": _whole(result.macs), "params": _whole(result.params), "error": result.error,
     }  # fmt: skip
 
 

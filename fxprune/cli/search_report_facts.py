@@ -16,7 +16,7 @@ _TITLES = {
     "network": "The network",
     "alternatives": "One dimension alone",
     "curves": "The three curves",
-    "surface": "What the budget leaves",
+    "surface": "The fitted surface",
     "fit": "The fit",
     "points": "The networks that were trained",
     "failed": "Trials that failed",
@@ -85,10 +85,8 @@ def sections(report: Report) -> list[Pair]:
 
 
 def used(report: Report) -> tuple[str, ...]:
-    """Return the dimensions that have points."""
-    space = report["space"]
-    found = {"depth": space["removed"], "width": space["widths"], "resolution": space["resolutions"]}
-    return tuple(axis for axis in AXES if found[axis])
+    """Return the dimensions along which a smaller network was trained."""
+    return tuple(axis for axis in AXES if any(each[axis] < 1 for each in report["points"]))
 
 
 def shares(each: dict[str, Any]) -> tuple[str, str, str]:
@@ -107,7 +105,7 @@ def network(report: Report) -> list[tuple[str, str, str, str]]:
     ]
     deep, whole = chosen["depth_layers"], space["depth"]
     rows.append(("layers on the longest way", str(whole), str(deep), share(deep, whole)))
-    rows.append(("removable channels that each plan left", "all", percent(chosen["width"]), percent(chosen["width"])))
+    rows.append(("removable channels", "all", percent(chosen["width"]), percent(chosen["width"])))
     if space["side"]:
         side = chosen["side"]
         rows.append(("side of the images", f"{space['side']} px", f"{side} px", share(side, space["side"])))

@@ -13,7 +13,7 @@ Tick = tuple[float, str]
 Place = tuple[float, float]
 Frame = tuple[float, float, float, float]
 _CURVE: Frame = (46.0, 350.0, 12.0, 182.0)  # left, right, top and bottom, within 360 x 226
-_SURFACE: Frame = (56.0, 448.0, 12.0, 268.0)  # within 460 x 312
+_SURFACE: Frame = (56.0, 440.0, 12.0, 268.0)  # within 460 x 312
 _CELLS = 22  # of the surface, along each side
 _STEPS = 60  # of a line
 

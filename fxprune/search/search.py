@@ -113,7 +113,7 @@ def search(  # noqa: PLR0913 - the parts of a search, each with a default behind
         say("fit accuracy and cost, and build what meets the budget", ())
         measured, failed = _measured(trials, results, subject, space, meter, store)
         fitted = fit(measured, asked)
-        candidates = Candidates(subject, space, meter, asked)
+        candidates = Candidates(subject, _reached(space, measured), meter, asked)
         chosen, others = candidates.best(fitted), candidates.alternatives(fitted)
         wanted: dict[str, Built | str] = {CHOSEN: chosen, **(others if asked.alternatives else {})}
         trained = _train(wanted, run, asked, say)
@@ -122,7 +122,7 @@ def search(  # noqa: PLR0913 - the parts of a search, each with a default behind
         if final.trial is None or final.result is None or final.result.status != "done":
             raise TrainingError(
                 f"the chosen network could not be trained: {final.result.error if final.result else 'it was not run'}; "
-                "mend the cause and search again with retry_failed=True: all other trials are kept"
+                "mend the cause and search again with retry_failed=True (--retry-failed): all other trials are kept"
             )
         network = load_network(subject, folder_of(store.trials, final.trial))
     notes = [*space.notes, *(f"a trial failed: {result.error}" for result in failed)]
@@ -169,7 +169,7 @@ def plan_trials(space: Space, asked: Request) -> list[Trial]:
     found = [whole]
     before, gone = whole, 0
     for count in space.removed:
-        before = make(before, (1 - count / space.layers, 1.0, 1.0), layers=count - gone)
+        before = make(before, (_depth(space, count), 1.0, 1.0), layers=count - gone)
         gone = count
         found.append(before)
     before, left = whole, 1.0
@@ -198,7 +198,7 @@ def _measured(
     if whole.status != "done":
         raise TrainingError(
             f"the whole network could not be trained: {whole.error}; mend train_and_evaluate, and search again with "
-            "retry_failed=True"
+            "retry_failed=True (--retry-failed)"
         )
     for trial in trials:
         result = results[trial.key]
@@ -213,6 +213,22 @@ def _measured(
             cost = meter.share(load_network(subject, folder_of(store.trials, trial)).traced)
         found.append(Measured(trial, result, point, cost))
     return found, [results[trial.key] for trial in trials if results[trial.key].status != "done"]
+
+
+def _reached(space: Space, measured: Sequence[Measured]) -> Space:
+    """Return the part of a space that has accuracies: beyond it a polynomial says nothing."""
+    done = {(each.trial.depth, each.trial.width, each.trial.resolution) for each in measured}
+    return dataclasses.replace(
+        space,
+        removed=tuple(count for count in space.removed if (_depth(space, count), 1.0, 1.0) in done),
+        widths=tuple(width for width in space.widths if (1.0, width, 1.0) in done),
+        resolutions=tuple(side for side in space.resolutions if (1.0, 1.0, space.resolution(side)) in done),
+    )
+
+
+def _depth(space: Space, count: int) -> float:
+    """Return the depth that a trial with so many layers less is named by."""
+    return 1 - count / space.layers
 
 
 def _point(result: TrialResult, space: Space) -> Point:
