@@ -36,6 +36,7 @@ from fxprune.deploy.files import atomic_write
 from tools._detector_models import NAMES, build, images, targets
 
 TOLERANCE = 1e-9
+CONTROL = 1.001  # by which a weight is multiplied to see that the comparison notices
 PARITY_TOLERANCE = 1e-4
 Detections = list[dict[str, Tensor]]
 Record = dict[str, Any]
@@ -97,10 +98,15 @@ def _compare(model: nn.Module, pruned: nn.Module, traced: Any, plan: Any, groups
     with hosted(original, traced, masked_regions(traced, plan, groups)):
         expected = original(pictures)
     found = pruned(pictures)
+    first = next(iter(pruned.parameters()))
+    with torch.no_grad():
+        first *= CONTROL
+    changed = pruned(pictures)
     scores = torch.cat([one["scores"] for one in expected]).sort().values
     return {
         "error": _difference(found, expected),
         "away_from_dense": _difference(dense, expected),
+        "control": _difference(changed, expected),
         "detections": [len(one["scores"]) for one in expected],
         "with_area": sum(int((one["boxes"][:, 2:] > one["boxes"][:, :2]).all(1).sum()) for one in expected),
         "outputs": sorted(expected[0]),
@@ -165,13 +171,13 @@ def bounded(name: str, timeout: float, memory: float) -> Record:
 
 _HEAD = (
     "| detector | regions | outcome | GMACs | MACs kept | boxes (with an area, different scores) | float64 error "
-    "| to the dense one | losses | ONNX error | capture, groups, plan, prune: s | MiB | note |"
+    "| to the dense one | control | losses | ONNX error | capture, groups, plan, prune: s | MiB | note |"
 )
 
 
 def markdown(records: dict[str, Record]) -> str:
     """Return the table."""
-    lines = [_HEAD, "|---|---|" + "---|" * 11]
+    lines = [_HEAD, "|---|---|" + "---|" * 12]
     for name, r in records.items():
         exact = "error" in r
         cells = [
@@ -183,6 +189,7 @@ def markdown(records: dict[str, Record]) -> str:
             f"{sum(r['detections'])} ({r['with_area']}, {r['different_scores']})" if exact else "",
             f"{r['error']:.0e}" if exact else "",
             f"{r['away_from_dense']:.0e}" if exact else "",
+            f"{r['control']:.0e}" if "control" in r else "",
             "finite" if "losses" in r else "",
             f"{max(r['onnx'].values()):.0e}" if "onnx" in r else "",
             ", ".join(f"{r['seconds'][key]:.1f}" for key in ("capture", "groups", "plan", "prune"))
