@@ -324,7 +324,13 @@ def _gaps(rows: list[dict[str, Any]]) -> list[str]:
     """Return the differences of the whole to every other way, seed by seed, with 95 % intervals."""
     accuracy = {(r["method"], r["seed"]): 100 * r["accuracy"] for r in rows}
     lines = []
-    for whole, others in ((WHOLE, [*FIRST, *LONGER]), (f"{WHOLE}, slower", [f"{name}, slower" for name in FIRST])):
+    pairs_of = (
+        (WHOLE, [*FIRST, *LONGER]),
+        (f"{WHOLE}, slower", [f"{name}, slower" for name in FIRST]),
+        ("tpp", ["l1"]),
+        ("tpp, slower", ["l1, slower"]),
+    )
+    for whole, others in pairs_of:
         for other in others:
             pairs = [((whole, seed), (other, seed)) for seed in SEEDS]
             gaps = [accuracy[ours] - accuracy[theirs] for ours, theirs in pairs if {ours, theirs} <= set(accuracy)]
