@@ -112,15 +112,15 @@ class Groups:
     @functools.cached_property
     def families(self) -> list[npt.NDArray[np.int64]]:
         """Live classes with the same footprint of (parameter, dimension, index count), ordered by their indices."""
+        axes = [self._axis(name, d) for name, d in self.parameters]
+        sizes = np.array([axis.size for axis in axes], np.int64)
         footprints = np.zeros(self.size, np.uint64)
         first = np.full(self.size, np.iinfo(np.int64).max)
-        random = np.random.default_rng(0)
-        for position, (name, d) in enumerate(self.parameters):
-            axis = self._axis(name, d)
-            ids, places, counts = np.unique(axis, return_index=True, return_counts=True)
-            with np.errstate(over="ignore"):
-                footprints[ids] += counts.astype(np.uint64) * random.integers(1, 2**63, dtype=np.uint64)
-            first[ids] = np.minimum(first[ids], position * 2**32 + places)
+        if axes:
+            ids, positions = np.concatenate(axes), np.repeat(np.arange(sizes.size), sizes)
+            marks = np.random.default_rng(0).integers(1, 2**63, sizes.size, dtype=np.uint64)
+            np.add.at(footprints, ids, marks[positions])  # unsigned sums wrap around
+            np.minimum.at(first, ids, np.arange(ids.size))
         live = np.flatnonzero(self.live)
         order = live[np.argsort(first[live], kind="stable")]
         found: dict[int, list[int]] = {}
