@@ -18,8 +18,12 @@ import torch
 from torch import fx
 
 from fxprune.depth import LayerPlan, make_layer_plan
+from fxprune.depth.measured import SCORES as LAYER_SCORES_FROM_DATA
+from fxprune.depth.scores import check_importance as check_layer_importance
 from fxprune.errors import InputError, TrainingError
 from fxprune.planning import Plan, make_plan
+from fxprune.planning.importance import check_importance
+from fxprune.planning.moves import check_allocation
 from fxprune.search.network import (
     WEIGHTS,
     Network,
@@ -35,7 +39,8 @@ from fxprune.search.trials import Trial, parent_folder
 TrainAndEvaluate = Callable[..., float]
 """``train_and_evaluate(model, resolution, epochs)`` trains the module in place, on images whose shorter side has that
 many pixels, and returns its accuracy on validation data, a number in [0, 1]. Where it has a parameter ``folder``, it is
-given the folder of the trial, in which it can keep a checkpoint. The model is a ``torch.fx.GraphModule`` with the names
+given the folder of the trial, in which it can keep a checkpoint; where it has one ``seed``, the trial's. The model is a
+``torch.fx.GraphModule`` with the names
 of the original; ``resolution`` is None for models that take no images.
 """
 
@@ -60,9 +65,29 @@ class Choices:
     layer_importance: str = "l1"
     level: Literal["layer", "block"] = "layer"
 
+    def __post_init__(self) -> None:
+        """Refuse what every trial would stumble over.
+
+        Raises:
+            InputError: A score or an allocation is not known, or needs data, which a search does not hand out.
+        """
+        check_layer_importance(self.layer_importance)
+        if self.layer_importance in LAYER_SCORES_FROM_DATA:
+            raise InputError(
+                f"layer_importance={self.layer_importance!r} is taken from data, and a search scores layers by weights: "
+                "use l1, bn_scale or random"
+            )
+        check_importance(self.importance)
+        if self.importance == "taylor":
+            raise InputError("importance='taylor' is taken from data, and a search scores channels by weights: use l2")
+        if self.allocation is not None:
+            check_allocation(self.allocation)
+        if self.allocation == "latency":
+            raise InputError("allocation='latency' is for a single plan; a search takes global, uniform or isomorphic")
+
     def layers(self, network: Network, count: int) -> LayerPlan:
         """Return a plan by which so many more layers go."""
-        here = removable_layers(network.traced)
+        here = removable_layers(network.traced, self.level)
         if count >= here:
             raise InputError(f"{count} more layers cannot go: {here} of those that are left could")
         share = (here - count) / here
@@ -103,7 +128,7 @@ class PruneAndTrain:
         network = self._network(trial, folder)
         module, before = network.traced.module, _weights_of(network.traced.module)
         torch.manual_seed(trial.seed)
-        accuracy = self._trained(module, network.side, trial.epochs, folder)
+        accuracy = self._trained(module, network.side, trial, folder)
         _check(module, before, accuracy)
         module.eval()
         network.save(folder)
@@ -122,7 +147,7 @@ class PruneAndTrain:
         asked = trial.options
         parent = parent_folder(trial, folder)
         if asked.get("plans") is not None:
-            steps = [_read(entry) for entry in asked["plans"]]
+            steps = [read_plan(entry) for entry in asked["plans"]]
             return rebuild(self.subject, steps, asked["side"])
         network = (
             rebuild(self.subject, (), asked["side"])
@@ -135,9 +160,12 @@ class PruneAndTrain:
             network = network.without(self.choices.channels(network, channels=asked["channels"]))
         return network
 
-    def _trained(self, module: fx.GraphModule, side: int | None, epochs: int, folder: Path) -> Any:
-        more = {"folder": folder} if "folder" in inspect.signature(self.train).parameters else {}
-        return self.train(module, side, epochs, **more)
+    def _trained(self, module: fx.GraphModule, side: int | None, trial: Trial, folder: Path) -> Any:
+        offered = {"folder": folder, "seed": trial.seed}
+        taken = inspect.signature(self.train).parameters
+        return self.train(
+            module, side, trial.epochs, **{name: value for name, value in offered.items() if name in taken}
+        )
 
 
 def described(steps: tuple[LayerPlan | Plan, ...]) -> list[dict[str, Any]]:
@@ -145,7 +173,8 @@ def described(steps: tuple[LayerPlan | Plan, ...]) -> list[dict[str, Any]]:
     return [{"layers": isinstance(step, LayerPlan), "plan": json.loads(step.to_json())} for step in steps]
 
 
-def _read(entry: Mapping[str, Any]) -> LayerPlan | Plan:
+def read_plan(entry: Mapping[str, Any]) -> LayerPlan | Plan:
+    """Return a plan of :func:`described`."""
     return (LayerPlan if entry["layers"] else Plan).from_json(json.dumps(entry["plan"]))
 
 

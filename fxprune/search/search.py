@@ -17,8 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
 from fxprune.capture.regions import require_whole
 from fxprune.errors import InputError, TrainingError
+from fxprune.search import decision
 from fxprune.search.candidates import Built, Candidates
 from fxprune.search.executors import Event, Executor
 from fxprune.search.fitting import Fitted, Measured, Request, fit
@@ -86,7 +91,7 @@ def search(  # noqa: PLR0913 - the parts of a search, each with a default behind
         folder: Of the search: its database, and a folder for each trial.
         executor: Where trials run; default: one after the other in this process.
         settings: What else the accuracies follow from (data, recipe), as plain JSON: a folder is only gone on with
-            where they are the same.
+            where they are the same. None: what ``train_and_evaluate.describe()`` gives, where there is such.
         on_update: Is told what happens to which trial.
         on_phase: Is told what begins, and which trials belong to it.
         retry_failed: Run trials again that failed.
@@ -101,10 +106,13 @@ def search(  # noqa: PLR0913 - the parts of a search, each with a default behind
     dense = rebuild(subject, (), _side(subject, asked))
     require_whole(dense.traced, "A search over depth, width and resolution", "prune it by fxprune optimize instead")
     least = asked.explore or asked.budget
-    space = find_space(subject, dense, least, dimensions=asked.dimensions, points=asked.points)
+    space = find_space(
+        subject, dense, least, dimensions=asked.dimensions, points=asked.points, level=asked.choices.level
+    )
     meter: Meter = Macs(dense.traced) if asked.metric == "macs" else Milliseconds(dense.traced, asked.measuring)
     work = PruneAndTrain(subject, train_and_evaluate, asked.choices)
-    identity = {"model": _identity(dense), "choices": dataclasses.asdict(asked.choices), "more": dict(settings or {})}
+    given = dict(settings) if settings is not None else _described(train_and_evaluate)
+    identity = {"model": _identity(dense), "choices": dataclasses.asdict(asked.choices), "more": given}
     with contextlib.closing(meter), Store.open(folder, identity) as store:
         run = _Runner(store, work, executor, on_update, retry_failed)
         trials = plan_trials(space, asked)
@@ -113,10 +121,13 @@ def search(  # noqa: PLR0913 - the parts of a search, each with a default behind
         say("fit accuracy and cost, and build what meets the budget", ())
         measured, failed = _measured(trials, results, subject, space, meter, store)
         fitted = fit(measured, asked)
-        candidates = Candidates(subject, _reached(space, measured), meter, asked)
-        chosen, others = candidates.best(fitted), candidates.alternatives(fitted)
-        wanted: dict[str, Built | str] = {CHOSEN: chosen, **(others if asked.alternatives else {})}
-        trained = _train(wanted, run, asked, say)
+        place = decision.file_for(store.folder, asked, measured)
+        built = decision.kept(place, subject)
+        if built is None:
+            candidates = Candidates(subject, _reached(space, measured), meter, asked)
+            built = {CHOSEN: candidates.best(fitted), **candidates.alternatives(fitted)}
+            decision.keep(place, built)
+        trained = _train(built if asked.alternatives else {CHOSEN: built[CHOSEN]}, run, asked, say)
         final = trained[CHOSEN]
         assert isinstance(final, Built)
         if final.trial is None or final.result is None or final.result.status != "done":
@@ -126,7 +137,7 @@ def search(  # noqa: PLR0913 - the parts of a search, each with a default behind
             )
         network = load_network(subject, folder_of(store.trials, final.trial))
     notes = [*space.notes, *(f"a trial failed: {result.error}" for result in failed)]
-    others = {**others, **{name: built for name, built in trained.items() if name != CHOSEN}}
+    others = {name: each for name, each in {**built, **trained}.items() if name != CHOSEN}
     return SearchResult(asked, space, tuple(measured), tuple(failed), fitted, final, others, network, tuple(notes))
 
 
@@ -210,9 +221,18 @@ def _measured(
         elif point.shares == (1.0, 1.0, 1.0):
             cost = 1.0
         else:
-            cost = meter.share(load_network(subject, folder_of(store.trials, trial)).traced)
+            cost = _share(meter, subject, folder_of(store.trials, trial))
         found.append(Measured(trial, result, point, cost))
     return found, [results[trial.key] for trial in trials if results[trial.key].status != "done"]
+
+
+def _share(meter: Meter, subject: Subject, folder: Path) -> float:
+    """Return the share of the cost of a trial's network; what was measured once stays so."""
+
+    def measure() -> float:
+        return meter.share(load_network(subject, folder).traced)
+
+    return decision.measured_once(folder, meter.measuring, measure) if isinstance(meter, Milliseconds) else measure()
 
 
 def _reached(space: Space, measured: Sequence[Measured]) -> Space:
@@ -276,10 +296,22 @@ def _side(subject: Subject, asked: Request) -> int | None:
         return None
 
 
+def _described(train: TrainAndEvaluate) -> dict[str, Any]:
+    """Return what a training says that its accuracies follow from; a plain function says nothing."""
+    describe = getattr(train, "describe", None)
+    return dict(describe()) if callable(describe) else {}
+
+
 def _identity(dense: Network) -> str:
     """Return a digest of the dense model: its structure and its weights."""
+    module = dense.traced.module
     digest = hashlib.sha256(dense.traced.fingerprint().encode())
-    for name, tensor in sorted(dense.traced.module.state_dict().items()):
+    for node in module.graph.find_nodes(op="call_module"):  # strides, dropout and the like are the modules' own
+        digest.update(repr(module.get_submodule(str(node.target))).encode())
+    for leaf in pytree.tree_leaves((dense.traced.args, dense.traced.kwargs)):
+        described = (tuple(leaf.shape), str(leaf.dtype)) if isinstance(leaf, Tensor) else leaf
+        digest.update(repr(described).encode())
+    for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes() if tensor.numel() else b"")
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

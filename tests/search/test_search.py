@@ -18,9 +18,10 @@ from fxprune.planning import Plan, count
 from fxprune.search import Event, Processes, Trial
 from fxprune.search.candidates import Built
 from fxprune.search.fitting import Request
+from fxprune.search.meters import Milliseconds
 from fxprune.search.network import Subject, load_network
 from fxprune.search.pruning import Choices
-from fxprune.search.search import CHOSEN, SearchResult, search
+from fxprune.search.search import CHOSEN, SearchResult, _reached, search
 
 CHOICES = Choices(round_to=1)
 ASKED = Request(macs=0.45, epochs=(1, 2), points=2, choices=CHOICES, alternatives=True)
@@ -184,13 +185,34 @@ def test_unknown_dimensions_are_refused(tmp_path: Path) -> None:
         search(SUBJECT, subjects.train_and_evaluate, Request(macs=0.5, dimensions=("height",)), folder=tmp_path)
 
 
-def test_measured_latency_is_a_budget_too(tmp_path: Path) -> None:
+def test_candidates_lie_between_points_that_have_accuracies(found: tuple[SearchResult, Path]) -> None:
+    result, _ = found
+    wide = [each for each in result.measured if each.point.resolution == 1.0 and each.trial.depth > 0.3]
+    space = _reached(result.space, wide)
+    assert space.resolutions == ()
+    assert space.widths == result.space.widths
+    assert 0 < len(space.removed) < len(result.space.removed)
+    assert _reached(result.space, result.measured) == result.space
+
+
+def test_measured_latency_is_a_budget_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Request(latency=0.8, epochs=(0, 0), points=1, dimensions=("width", "resolution"), choices=CHOICES)
     asked = dataclasses.replace(asked, measuring=dataclasses.replace(asked.measuring, seconds=2.0))
     result = search(SUBJECT, subjects.train_and_evaluate, asked, folder=tmp_path)
     assert result.chosen.cost <= 0.8
     assert CHOSEN not in result.alternatives
     assert all(each.cost > 0 for each in result.measured)
+
+    def never(*_: object) -> None:
+        raise AssertionError("a search that goes on does not measure what it has chosen by")
+
+    monkeypatch.setattr(Milliseconds, "latency", never)
+    again = search(SUBJECT, subjects.knows_nothing, asked, folder=tmp_path)
+    assert [each.cost for each in again.measured] == [each.cost for each in result.measured]
+    assert again.fitted.optimum == result.fitted.optimum
+    assert again.chosen.point == result.chosen.point
+    assert again.chosen.cost == result.chosen.cost
+    assert set(again.alternatives) == set(result.alternatives)
 
 
 def test_names_of_trials_say_what_they_are() -> None:
