@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,9 @@ def test_the_budget_is_met_and_every_dimension_has_its_point(net: str, report: d
 
 def test_the_file_has_the_accuracy_that_is_reported(done: tuple[Path, str], report: dict[str, Any]) -> None:
     side = report["chosen"]["side"]
-    images, labels = zip(*load_data("digits", size=side).test, strict=True)
+    test = load_data("digits", size=side).test
+    assert isinstance(test, Sized)
+    images, labels = zip(*(test[index] for index in range(len(test))), strict=True)
     session = onnxruntime.InferenceSession(done[0] / "model.onnx")
     (logits,) = session.run(None, {session.get_inputs()[0].name: torch.stack(images).numpy()})
     right = (np.argmax(logits, 1) == np.asarray(labels)).mean()
