@@ -100,7 +100,7 @@ def _compare(model: nn.Module, pruned: nn.Module, traced: Any, plan: Any, groups
     found = pruned(pictures)
     first = next(iter(pruned.parameters()))
     with torch.no_grad():
-        first *= CONTROL
+        first.mul_(CONTROL)
     changed = pruned(pictures)
     scores = torch.cat([one["scores"] for one in expected]).sort().values
     return {

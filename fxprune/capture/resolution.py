@@ -104,10 +104,35 @@ def stride_of(traced: Traced) -> int:
     Raises:
         InputError: The model takes no images.
     """
-    side = side_of((traced.args, traced.kwargs))
-    maps = [node.meta["val"] for node in traced.module.graph.nodes if _has_window(node, traced.module)]
+    side, module = side_of((traced.args, traced.kwargs)), traced.module
+    pooled = _behind_pools(module)
+    maps = [n.meta["val"] for n in module.graph.nodes if _has_window(n, module) and n not in pooled]
     least = [min(value.shape[2:]) for value in maps if isinstance(value, Tensor) and value.ndim == 4]
     return max([1, *(round(side / length) for length in least if length)])
+
+
+def _behind_pools(module: fx.GraphModule) -> set[fx.Node]:
+    """Return the nodes that are computed from nothing but what was pooled to a size of its own: gates, heads."""
+    found: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        sources = [n for n in node.all_input_nodes if n.op != "get_attr" and isinstance(n.meta.get("val"), Tensor)]
+        if _pools_all(node, module) or (sources and found.issuperset(sources)):
+            found.add(node)
+    return found
+
+
+def _pools_all(node: fx.Node, module: fx.GraphModule) -> bool:
+    """Whether a node gives maps of a size that does not follow from its input's."""
+    if node.op == "call_module":
+        return isinstance(module.get_submodule(str(node.target)), (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d))
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet in (aten.adaptive_avg_pool2d, aten.adaptive_max_pool2d):
+        return True
+    if packet not in (aten.mean, aten.amax, aten.sum) or len(node.args) < 2:
+        return False
+    dims = node.args[1] if isinstance(node.args[1], (list, tuple)) else [node.args[1]]
+    value = node.all_input_nodes[0].meta.get("val")
+    return isinstance(value, Tensor) and value.ndim == 4 and {int(d) % 4 for d in dims} >= {2, 3}  # type: ignore[arg-type]
 
 
 def _has_window(node: fx.Node, module: fx.GraphModule) -> bool:

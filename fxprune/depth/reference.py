@@ -97,8 +97,9 @@ def verify_removal(
 
 def _reference(traced: Traced, layers: list[Layer]) -> tuple[Inputs, list[Tensor]]:
     failure: Exception | None = None
-    for batch in (traced.batch + 1, None):
-        inputs = traced.inputs(batch, seed=0)
+    sizes = [(traced.batch + 1, traced.another_size), (traced.batch + 1, 2.0), (traced.batch + 1, None), (None, None)]
+    for batch, scale in sizes[0 if traced.another_size is not None else 2 :]:
+        inputs = traced.inputs(batch, seed=0, scale=scale)
         try:
             return inputs, Without(traced.module, layers).run_flat(*inputs)
         except Exception as error:  # a size that the model cannot take, or an operation without a float64 kernel

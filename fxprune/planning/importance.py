@@ -39,13 +39,9 @@ def score(groups: Groups, importance: Importance, seed: int = 0) -> Scores:
     """
     if callable(importance):
         return _checked(importance(groups), groups, getattr(importance, "__name__", "the importance function"))
+    check_importance(importance)
     if importance == "random":
         return np.random.default_rng(seed).random(len(groups.live))
-    if importance not in _NAMED:
-        near = get_close_matches(str(importance), [*_NAMED, "random"], 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        names = ", ".join([*_NAMED, "random"])
-        raise InputError(f"There is no importance {importance!r}.{hint} Use one of {names}, or pass a function.")
     if empty := next((name for name, _, _, tensor in _slices(groups) if tensor.is_meta), None):
         raise InputError(
             f"{empty} has no data (it is on the meta device), so that importance {importance!r} cannot be computed; "
@@ -57,6 +53,16 @@ def score(groups: Groups, importance: Importance, seed: int = 0) -> Scores:
         general = f"Importance {importance!r} gives no removable unit of this model a score; use another, such as 'l2'."
         raise InputError(_NO_SCORE.get(importance, general))
     return scores
+
+
+def check_importance(importance: Importance) -> None:
+    """Raise an ``InputError`` unless it is a function or a known name."""
+    if callable(importance) or importance in (*_NAMED, "random"):
+        return
+    near = get_close_matches(str(importance), [*_NAMED, "random"], 1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    names = ", ".join([*_NAMED, "random"])
+    raise InputError(f"There is no importance {importance!r}.{hint} Use one of {names}, or pass a function.")
 
 
 def comparable(importance: Importance) -> bool:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from fxprune.errors import BudgetError
+from fxprune.errors import BudgetError, InputError
 from fxprune.search.fitting import Fitted, Request
 from fxprune.search.meters import Meter
 from fxprune.search.network import Network, Subject, depth_of, rebuild
@@ -52,7 +52,10 @@ class Candidates:
         found = {0: 1.0}
         dense = rebuild(self.subject, (), self.space.side)
         for count in range(1, max(self.space.removed, default=0) + 1):
-            left = dense.without(self.asked.choices.layers(dense, count))
+            try:
+                left = dense.without(self.asked.choices.layers(dense, count))
+            except (BudgetError, InputError):  # a number that no removal of whole layers meets
+                continue
             share = depth_of(left.traced) / self.space.depth
             if share not in found.values():  # a layer that runs beside a longer one makes nothing shallower
                 found[count] = share
@@ -110,7 +113,7 @@ class Candidates:
             if narrow and self.space.widths:
                 network = self.meter.narrowed(network, asked.budget, asked.choices)
             cost = self.meter.share(network.traced)
-        except BudgetError as error:
+        except (BudgetError, InputError) as error:
             return str(error)
         if cost > asked.budget * (1 + 1e-9):
             return f"it has {cost:.3g} of the {asked.metric}"

@@ -120,13 +120,13 @@ class Milliseconds:
         whole = self.latency(network.traced)
         if whole.ratio_high <= budget:
             return network
-        target = budget / whole.ratio
+        target = _TIGHTER * budget / max(whole.ratio, budget)
         for _ in range(_AGAIN):
             found = network.without(self._plan(network, target, choices))
             latency = self.latency(found.traced)
             if latency.ratio_high <= budget:
                 return found
-            target *= _TIGHTER * budget / latency.ratio_high
+            target *= min(_TIGHTER, _TIGHTER * budget / latency.ratio_high)
         raise BudgetError(
             f"no width of this network keeps {budget:.3g} of the latency: the last one that was tried has "
             f"{latency.ratio:.3g} ({latency.ratio_low:.3g} to {latency.ratio_high:.3g}). Measure for longer, or "
@@ -143,6 +143,7 @@ class Milliseconds:
             batch=how.batch,
             seconds=how.seconds,
             importance=choices.importance,
+            allocation=choices.allocation or "global",  # as along the dimension of width, whose accuracies predict it
             round_to=choices.round_to,
             protect=choices.protect,
         )

@@ -27,6 +27,7 @@ from fxprune.capture.resolution import at_resolution, fit_weights, side_of
 from fxprune.channels import find_groups
 from fxprune.deploy.files import atomic_write
 from fxprune.depth import LayerPlan, find_layers
+from fxprune.depth.layers import Level
 from fxprune.errors import InputError
 from fxprune.passes import PruneChannels, RemoveLayers
 from fxprune.pipeline import Pass, Pipeline
@@ -78,11 +79,9 @@ class Subject:
 
     def _built(self, side: int | None, state: dict[str, Tensor] | None) -> nn.Module:
         build = _found(self.build) if isinstance(self.build, str) else self.build
-        if isinstance(build, nn.Module):
-            model = copy.deepcopy(build)  # what is built is trained, and the caller's model stays as it is
-        else:
-            torch.manual_seed(0)  # weights that are not loaded are the same on every worker
-            model = build(side) if self.by_side else build()
+        torch.manual_seed(0)  # weights that are not loaded are the same on every worker
+        given = build if isinstance(build, nn.Module) else build(side) if self.by_side else build()
+        model = copy.deepcopy(given)  # what is built is trained, and the caller's model stays as it is
         if not isinstance(model, nn.Module):
             raise InputError(f"{self.build!r} gives a {type(model).__name__}; it has to give a torch.nn.Module")
         if state is not None:
@@ -240,9 +239,9 @@ def depth_of(traced: Traced) -> int:
     return max(longest.values(), default=0)
 
 
-def removable_layers(traced: Traced) -> int:
-    """Return how many layers could go."""
-    return len(find_layers(traced))
+def removable_layers(traced: Traced, level: Level = "layer") -> int:
+    """Return how many layers could go, of one kind of what counts as one."""
+    return len(find_layers(traced, level))
 
 
 def width_of(traced: Traced, plan: Plan) -> float:

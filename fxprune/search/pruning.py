@@ -74,8 +74,8 @@ class Choices:
         check_layer_importance(self.layer_importance)
         if self.layer_importance in LAYER_SCORES_FROM_DATA:
             raise InputError(
-                f"layer_importance={self.layer_importance!r} is taken from data, and a search scores layers by weights: "
-                "use l1, bn_scale or random"
+                f"layer_importance={self.layer_importance!r} is taken from data, and a search scores layers by their "
+                "weights: use l1, bn_scale or random"
             )
         check_importance(self.importance)
         if self.importance == "taylor":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fxprune.capture.resolution import stride_of
+from fxprune.depth.layers import Level
 from fxprune.errors import InputError
 from fxprune.planning.budget import parse_budget
 from fxprune.search.network import Network, Subject, depth_of, removable_layers
@@ -55,6 +56,7 @@ def find_space(
     *,
     dimensions: Sequence[str] = DIMENSIONS,
     points: int = POINTS,
+    level: Level = "layer",
 ) -> Space:
     """Return the points along each dimension, down to where that one alone would about meet the budget.
 
@@ -64,6 +66,7 @@ def find_space(
         budget: Share of the cost that is to be kept.
         dimensions: Those to search over.
         points: Along each, besides the whole network.
+        level: What counts as one layer.
 
     Raises:
         InputError: A dimension or the budget cannot be used, or nothing at all can be pruned.
@@ -75,7 +78,7 @@ def find_space(
         raise InputError(f"{points} points along a dimension say nothing; give at least 1, and 3 for a cubic")
     parse_budget(macs=budget)
     notes: list[str] = []
-    layers = removable_layers(dense.traced) if "depth" in dimensions else 0
+    layers = removable_layers(dense.traced, level) if "depth" in dimensions else 0
     if "depth" in dimensions and layers < 2:
         notes.append(f"depth is left out: {layers} of the layers can be removed")
     removed = _counts(layers - 1, points)

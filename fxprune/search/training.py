@@ -38,10 +38,11 @@ class DataTraining:
     augment: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
-    def __call__(self, model: nn.Module, resolution: int | None, epochs: int, folder: Path) -> float:
+    def __call__(self, model: nn.Module, resolution: int | None, epochs: int, folder: Path, seed: int = 0) -> float:
         """Train in place, going on from a checkpoint in the folder, and return the accuracy on validation images."""
         splits = self.splits(resolution)
-        train_in_place(model, splits.train, replace(self.recipe, epochs=max(epochs, 1)), folder, skip=not epochs)
+        recipe = replace(self.recipe, epochs=max(epochs, 1), seed=seed)
+        train_in_place(model, splits.train, recipe, folder, skip=not epochs)
         return evaluate(model, splits.validation)["accuracy"]
 
     def test(self, model: nn.Module, resolution: int | None) -> float:

@@ -284,7 +284,8 @@ def group_count(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
 def normalized_shape(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
     """Set the normalized shape to what is left of the last dimensions."""
     count = len(old.args[1])  # type: ignore[arg-type]
-    rewriter.set(new, 1, "normalized_shape", list(rewriter.kept.shape(old)[-count:]))
+    full, left = _shape(old)[-count:], rewriter.kept.shape(old)[-count:]
+    rewriter.set(new, 1, "normalized_shape", rewriter.sizes(old, new, new.args[1], full, left))
 
 
 @rewrites("scaled_dot_product_attention")

@@ -144,13 +144,14 @@ def _reference(sides: _Sides) -> tuple[Inputs, list[Tensor]]:
     inputs: Inputs = (traced.args, traced.kwargs)
     if traced.batch_is_dynamic:
         leaves, nested = pytree.tree_flatten(inputs)
-        larger: Inputs = pytree.tree_unflatten(map(_one_more, leaves, traced.batches()), nested)
-        if traced.another_size is not None:
-            larger = traced.inputs(traced.batch + 1, scale=traced.another_size)
-        try:
-            return larger, sides.reference().run_flat(*larger)
-        except Exception:  # an input whose first dimension is no batch, or a size that the model cannot take
-            pass
+        tries: list[Inputs] = [pytree.tree_unflatten(map(_one_more, leaves, traced.batches()), nested)]
+        if traced.another_size is not None:  # some models take multiples of their stride only
+            tries = [traced.inputs(traced.batch + 1, scale=scale) for scale in (traced.another_size, 2.0)] + tries
+        for larger in tries:
+            try:
+                return larger, sides.reference().run_flat(*larger)
+            except Exception:  # an input whose first dimension is no batch, or a size that the model cannot take
+                continue
     try:
         return inputs, sides.reference().run_flat(*inputs)
     except Exception as error:

@@ -210,12 +210,14 @@ def _folder(root: Path, looks: Looks) -> Splits:
             )
     if len(others) == 2:
         return Splits("folder", moved, others["validation"], others["test"], _names(plain))
+    if not others:
+        index = _split(labels_of(plain), (0.7, 0.1, 0.2))
+        return Splits(
+            "folder", Subset(moved, index[0]), Subset(plain, index[1]), Subset(plain, index[2]), _names(plain)
+        )
     first, second = _split(labels_of(plain), (0.9, 0.1))
     held: Images = Subset(plain, second)
-    sets = {
-        "validation": held,
-        "test": held,
-    } | others  # with one set besides, the other is taken from the training images
+    sets = {"validation": held, "test": held} | others  # the one that is missing is taken from the training images
     return Splits("folder", Subset(moved, first), sets["validation"], sets["test"], _names(plain))
 
 

@@ -71,6 +71,47 @@ def test_a_transformers_stride_is_its_patch() -> None:
     assert stride_of(trace(vit(32), torch.randn(2, 3, 32, 32))) == 8
 
 
+class Gated(nn.Module):
+    """Two strides of two, and a gate with convolutions behind a global pool (squeeze and excitation)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.down, self.up, self.head = nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.first(x).relu())
+        y = y * self.up(self.down(y.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return self.head(y.mean((2, 3)))
+
+
+def test_what_is_behind_a_global_pool_has_no_stride() -> None:
+    assert stride_of(trace(Gated(), torch.randn(2, 3, 64, 64))) == 4
+    model = torchvision.models.mobilenet_v3_small(weights=None).eval()
+    assert stride_of(trace(model, torch.randn(2, 3, 64, 64))) == 32
+
+
+class NormOfAll(nn.Module):
+    """A norm over channels, height and width, without weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.second(nn.functional.layer_norm(y, y.shape[1:])).mean((2, 3))
+
+
+def test_a_norm_over_open_sizes_is_cut_and_stays_open() -> None:
+    traced = trace(NormOfAll(), torch.randn(2, 3, 16, 16), dynamic_size=True)
+    assert traced.another_size == 1.5
+    plan = make_plan(traced, macs=0.6, round_to=1)
+    found = Pipeline([PruneChannels(plan)])(traced).traced
+    assert plan.after.macs < plan.before.macs
+    assert found.run((torch.randn(2, 3, 40, 24),))[0].shape == (2, 4)
+
+
 def test_a_model_for_one_size_is_refused_with_its_line() -> None:
     with pytest.raises(InputError, match=r"side of 8 pixels.*return self.head.*function that builds it"):
         at_resolution(Flat(), torch.randn(2, 3, 16, 16), 8)

@@ -169,3 +169,11 @@ def test_labels_must_be_outputs() -> None:
     for labels in ([0, 5], [-1, 2]):
         with pytest.raises(InputError, match=f"a label is {5 if 5 in labels else -1}, but the model has 5 outputs"):
             check_labels(torch.tensor(labels), 5)
+
+
+def test_a_folder_with_training_images_alone_is_split_in_three_parts_that_share_nothing(tmp_path: Path) -> None:
+    _images(tmp_path / "train", count=20)
+    splits = load_data(f"folder:{tmp_path}", size=8)
+    parts = [set(part.indices) for part in (splits.train, splits.validation, splits.test)]  # type: ignore[attr-defined]
+    assert all(parts)
+    assert sum(map(len, parts)) == len(set.union(*parts)) <= 40
