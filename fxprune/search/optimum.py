@@ -158,8 +158,8 @@ def check_reachable(law: PowerLaw, budget: float, bounds: Bounds) -> None:
         named = ", ".join(f"{name} {low:.3g}" for name, (low, _) in zip(DIMENSIONS, bounds, strict=True))
         raise BudgetError(
             f"The budget of {budget:.3g} of the cost cannot be reached: the smallest network that was looked at "
-            f"({named}) has {least:.3g} of it. Ask for at least {np.ceil(least * 1000) / 1000:.3g}, or allow smaller "
-            "networks."
+            f"({named}) has {least:.3g} of it. Ask for at least {np.ceil(least * 1000) / 1000:.3g}, or look at "
+            "smaller networks (explore=, --explore)."
         )
 
 

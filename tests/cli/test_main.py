@@ -27,7 +27,7 @@ def test_help_answers_without_torch(words: list[str]) -> None:
 def test_every_command_is_listed(call: Call) -> None:
     code, text = call("--help")
     assert code == 0
-    for command in ("optimize", "demo", "groups", "explain", "export", "bench", "gate", "baseline", "doctor"):
+    for command in ("optimize", "search", "demo", "groups", "explain", "export", "bench", "gate", "baseline", "doctor"):
         assert command in text
         code, help_text = call(command, "--help")
         assert code == 0
