@@ -15,7 +15,7 @@ WORDS = {"macs": "MACs", "latency": "latency"}
 _TITLES = {
     "network": "The network",
     "alternatives": "One dimension alone",
-    "curves": "The three curves",
+    "curves": "The curves",
     "surface": "The fitted surface",
     "fit": "The fit",
     "points": "The networks that were trained",
