@@ -26,6 +26,7 @@ REQUIRED = {
     "numpy": "1.26",
     "scipy": "1.11",
     "safetensors": "0.4",
+    "filelock": "3.13",
     "typer": "0.16",
     "rich": "13",
     "jinja2": "3.1",

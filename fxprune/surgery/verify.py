@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from fxprune.surgery.reference import Masked
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 Seen = Callable[[fx.Node, Any], None] | None
+_TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,15 @@ class Verification:
         dtype: In which type both graphs were run.
         tolerance: What was allowed.
         outputs: How many tensors were compared.
+        live: Whether some output moved with the inputs. Where none does (the last channel that is left is dead behind
+            a ReLU, or normalised over itself), equal outputs say little about what lies before.
     """
 
     max_relative_error: float
     dtype: str
     tolerance: float
     outputs: int
+    live: bool = True
 
     @property
     def ok(self) -> bool:
@@ -57,7 +61,8 @@ def verify_cut(
 ) -> Verification:
     """Check in float64 that the cut graph computes what the original does without the removed channels.
 
-    The inputs are the example's, with one sample more where the batch is dynamic.
+    The inputs are the example's, with one sample more where the batch is dynamic. Where the outputs do not move with
+    them (the last channel that is left may be dead behind a ReLU), random ones are compared too.
 
     Args:
         traced: The original.
@@ -98,13 +103,23 @@ def verify_with(
         found = sides.small().run_flat(*inputs)
     except Exception as error:  # a graph raises whatever its operations raise
         raise VerifyError(f"the cut model does not run where the original does: {error}") from error
+    result = _compare(sides, inputs, found, reference, tolerance)
+    if _rows_differ(found, inputs, traced):
+        return result
+    return _compare_elsewhere(sides, inputs, found, result)
+
+
+def _compare(
+    sides: _Sides, inputs: Inputs, found: list[Tensor], reference: list[Tensor], tolerance: float
+) -> Verification:
+    """Compare all outputs at one input."""
     if len(reference) != len(found):
         raise VerifyError(f"the cut model has {len(found)} outputs, the original {len(reference)}")
     if all(_is_vacuous(output) for output in reference):
         raise VerifyError(
-            f"every output of the reference is one constant (or not finite){_unfit(traced.module)}, so comparing with "
-            "it proves nothing; load trained weights, or give layers whose weights are all zero (often the last one) "
-            "random values first"
+            f"every output of the reference is one constant (or not finite){_unfit(sides.traced.module)}, so comparing "
+            "with it proves nothing; load trained weights, or give layers whose weights are all zero (often the last "
+            "one) random values first"
         )
     errors = [relative_error(a, b) for a, b in zip(found, reference, strict=True)]
     result = Verification(max(errors), "float64", tolerance, len(errors))
@@ -115,6 +130,55 @@ def verify_with(
             f"(allowed: {tolerance:g}); {where}"
         )
     return result
+
+
+def _rows_differ(outputs: list[Tensor], inputs: Inputs, traced: Traced) -> bool:
+    """Whether some output tells the first sample from the last, which is the first at half its size."""
+    if not traced.batch_is_dynamic:
+        return False
+    sizes = {leaf.shape[0] for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim}
+    rows = [output for output in outputs if output.ndim and output.shape[0] in sizes - {1}]
+    return any(_moved([output[:1]], [output[-1:]]) for output in rows)
+
+
+def _compare_elsewhere(sides: _Sides, inputs: Inputs, found: list[Tensor], result: Verification) -> Verification:
+    """Compare at other inputs too, the first where the outputs are not what they were.
+
+    Outputs that are the same for all inputs agree with anything that shares their last bias.
+    """
+    for seed in range(1, _TRIES + 1):
+        others = _redrawn(inputs, seed)
+        try:
+            now = sides.small().run_flat(*others)
+        except Exception:  # random values are no input of every model: offsets ascend, indices stay inside
+            continue
+        if all(bool(output.isfinite().all()) for output in now) and _moved(found, now):
+            there = _compare(sides, others, now, sides.reference().run_flat(*others), result.tolerance)
+            return max(result, there, key=lambda one: one.max_relative_error)
+    # Ids may all be one value in the example; that others would change nothing is not known then.
+    floats = any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in pytree.tree_leaves(inputs))
+    return replace(result, live=not floats)
+
+
+def _moved(before: list[Tensor], after: list[Tensor]) -> bool:
+    """Whether any output is another, by more than rounding."""
+    return any(not relative_error(b, a) <= 1e-12 for a, b in zip(before, after, strict=True))
+
+
+def _redrawn(inputs: Inputs, seed: int) -> Inputs:
+    """Return inputs of the same shapes: floats standard normal, others drawn from the values that are there."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def other(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.numel():
+            return leaf
+        if leaf.is_floating_point() or leaf.is_complex():
+            return torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
+        picks = torch.randint(leaf.numel(), leaf.shape, generator=generator)
+        return leaf.flatten()[picks.to(leaf.device)]
+
+    redrawn: Inputs = pytree.tree_map(other, inputs)
+    return redrawn
 
 
 @dataclass(frozen=True)
@@ -164,7 +228,8 @@ def _reference(sides: _Sides) -> tuple[Inputs, list[Tensor]]:
 def _one_more(leaf: Any, batch: int | None) -> Any:
     if not isinstance(leaf, Tensor) or batch is None or leaf.shape[0] != batch:
         return leaf
-    return torch.cat([leaf, leaf[:1]])
+    # Half as large, to see whether outputs depend on it; any other value might be no input of this model.
+    return torch.cat([leaf, leaf[:1] / 2 if leaf.is_floating_point() else leaf[:1]])
 
 
 def _unfit(module: nn.Module) -> str:

@@ -39,7 +39,7 @@ def grouped(name: str) -> tuple[nn.Module, Traced, Groups]:
 
 def choose(groups: Groups, seed: int | None) -> Removal:
     """Return a random removal that leaves at least one unit of each family; without a seed, the largest such."""
-    rng = random.Random(seed)
+    rng = random.Random(2 if seed is None else seed)
     chosen: list[int] = []
     for family in groups.families:
         most = len(family) - 1
@@ -332,6 +332,35 @@ def test_reference_notices_a_wrong_cut() -> None:
         weight.copy_(weight.flip(1))
     with pytest.raises(VerifyError, match=r"c|conv"):
         verify_cut(traced, small.with_module(twin), removed, grouped("channel_shuffle")[2])
+
+
+def _bottleneck(bias: float) -> tuple[Traced, Traced, Removal]:
+    """Return a chain with one channel left between two layers, which is alive where its sum is above ``-bias``."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).double().eval()
+    with torch.no_grad():
+        model[2].weight.fill_(1.0)
+        model[2].bias.fill_(bias)
+    traced = trace(model, torch.full((1, 4), 0.1, dtype=torch.float64))
+    groups = find_groups(traced)
+    removed = groups.removal([int(unit) for family in groups.families for unit in family[:-1]])
+    return traced, cut(traced, removed), removed
+
+
+def test_dead_channels_prove_nothing() -> None:
+    assert not verify_cut(*_bottleneck(-1e6)).live
+    assert verify_cut(*_bottleneck(1.0)).live
+
+
+def test_inputs_that_wake_a_dead_channel_are_compared_too() -> None:
+    """Behind the ReLU that the example does not pass, a wrong column was as good as the right one."""
+    traced, small, removed = _bottleneck(-0.3)
+    assert verify_cut(traced, small, removed).live
+    twin = copy.deepcopy(small.module)
+    with torch.no_grad():
+        twin.get_parameter("2.weight").mul_(2.0)
+    with pytest.raises(VerifyError, match="differs"):
+        verify_cut(traced, small.with_module(twin), removed)
 
 
 def test_removing_nothing_changes_nothing() -> None:
