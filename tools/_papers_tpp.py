@@ -212,7 +212,7 @@ def _gaps(rows: list[dict[str, Any]]) -> list[str]:
             ours, theirs = ({r["seed"]: 100 * r[key] for r in rows if r["method"] == name} for name in ("tpp", other))
             gaps = [ours[seed] - theirs[seed] for seed in sorted(set(ours) & set(theirs))]
             if other != "tpp" and len(gaps) > 1:
-                lines.append(f"- `tpp` - `{other}` at {rate:g}: {_in_words(gaps)}")
+                lines.append(f"- `tpp` - `{other}` at {rate:g}: {in_words(gaps)}")
     return lines
 
 
@@ -228,7 +228,7 @@ def _sensitivity(rows: list[dict[str, Any]]) -> list[str]:
     means = [statistics.fmean(each[seed] for seed in seeds) for each in (theirs, ours)]
     return [
         f"- What the lower rate costs: {means[0]:.1f} points for `l1`, {means[1]:.1f} for `tpp`; the difference: "
-        + _in_words([theirs[seed] - ours[seed] for seed in seeds])
+        + in_words([theirs[seed] - ours[seed] for seed in seeds])
     ]
 
 
@@ -240,7 +240,7 @@ def _mechanism(rows: list[dict[str, Any]]) -> list[str]:
     return [f"- The cut moves accuracy by at most {max(moved):.1f} points where filters were pulled to zero"]
 
 
-def _in_words(gaps: list[float]) -> str:
+def in_words(gaps: list[float]) -> str:
     low, high = interval(gaps)
     word = "excludes" if low > 0 or high < 0 else "includes"
     return (

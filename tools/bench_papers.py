@@ -5,8 +5,9 @@
     python tools/bench_papers.py --budget-minutes 0 --markdown docs/papers.md        # only the tables
 
 What has a record in the output file is not run again, so that a run can be stopped at any time and taken up; several
-runs may share the file. Each experiment has a module of its own, ``tools/_papers_NAME.py``, with ``trials``,
-``run_trial`` and ``page``; where it has ``plot`` too, the picture lies beside the page, as ``PAGE-NAME.png``.
+runs may share the file. Each experiment has a module of its own, ``tools/_papers_NAME.py`` (with underscores), with
+``trials``, ``run_trial`` and ``page``; where it has ``plot`` too, the picture lies beside the page, as
+``PAGE-NAME.png``.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ import torch
 
 from fxprune.deploy.files import atomic_write
 from fxprune.deploy.machine import machine
-from tools import _papers_basis, _papers_composition, _papers_fly, _papers_tpp
+from tools import _papers_basis, _papers_composition, _papers_fly, _papers_tpp, _papers_tpp_nets
 
 EXPERIMENTS: dict[str, ModuleType] = {
-    "tpp": _papers_tpp, "basis": _papers_basis, "composition": _papers_composition, "fly": _papers_fly,
+    "tpp": _papers_tpp, "tpp-nets": _papers_tpp_nets, "basis": _papers_basis, "composition": _papers_composition,
+    "fly": _papers_fly,
 }  # fmt: skip
 
 
