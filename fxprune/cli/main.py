@@ -231,6 +231,7 @@ def finetune(  # noqa: PLR0913 - every choice of a training is one
 @app.command()
 @guarded
 def search(  # noqa: PLR0913 - every choice of a search is one
+    context: typer.Context,
     *,
     model: Model,
     out: Annotated[
@@ -321,8 +322,10 @@ def search(  # noqa: PLR0913 - every choice of a search is one
     Trains smaller networks along each dimension, fits accuracy, and prunes to the optimum. The same command goes on
     where it was stopped.
     """
-    from fxprune.cli.search import Options, run
+    from fxprune.cli.search import OF_DATA, Options, refuse_with_train, run
 
+    if train is not None:
+        refuse_with_train([name for name in OF_DATA if _was_given(context, name)])
     recipe = {"batch": batch, "optimizer": optimizer, "lr": lr, "weight_decay": weight_decay, "schedule": schedule}
     choices = {
         "importance": importance, "layer_importance": layer_importance, "round_to": round_to,

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from fxprune.search.search import SearchResult
     from fxprune.search.training import DataTraining
 
+OF_DATA = (
+    "data_arg", "image_channels", "fraction", "augment", "batch", "optimizer", "lr", "weight_decay", "schedule",
+)  # fmt: skip
+"""Names of the options that say how to train on ``--data``; a training of the user's own knows nothing of them."""
+
 SEARCH = "search"  # folder in --out: the database and the trials, which a search goes on from
 
 
@@ -228,6 +233,23 @@ def training_of(options: Options) -> TrainAndEvaluate:
     arguments = parse_arguments(list(options.data_args))
     data = absolute_data(options.data)
     return DataTraining(data, recipe, options.fraction, options.channels, options.augment, arguments)
+
+
+def refuse_with_train(given: Sequence[str]) -> None:
+    """Refuse options that would do nothing beside ``--train``.
+
+    Args:
+        given: Names out of :data:`OF_DATA` that are on the command line.
+
+    Raises:
+        InputError: There is one.
+    """
+    if given:
+        words = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InputError(
+            f"{words} would change nothing beside --train, whose function trains as it likes; leave it out, or train "
+            "on --data"
+        )
 
 
 def _check_environment(options: Options) -> None:

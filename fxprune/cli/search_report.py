@@ -74,6 +74,7 @@ def _doubts(found: SearchResult) -> list[str]:
             "fit takes that for an advantage of small networks; train the dense model first (--weights), or for more "
             "--epochs."
         )
+    notes += _better(found)
     predicted = found.chosen.choice.accuracy
     if not 0 <= predicted <= 1:
         notes.append(
@@ -81,6 +82,24 @@ def _doubts(found: SearchResult) -> list[str]:
             "the points scatter too much, or are too few, for what lies between them."
         )
     return notes
+
+
+def _better(found: SearchResult) -> list[str]:
+    """Say which network of the same budget came out better on the images that choose."""
+    reached = {
+        name: built.point.accuracy
+        for name, built in found.alternatives.items()
+        if not isinstance(built, str) and built.point.accuracy > found.chosen.point.accuracy
+    }
+    if not reached:
+        return []
+    best = max(reached, key=lambda name: reached[name])
+    single = best.removesuffix(" only")
+    take = f"; the same command with --dimensions {single} takes it, and trains nothing anew" if single != best else ""
+    return [
+        f"{best} came out better than what was predicted to be best: {reached[best]:.1%} against "
+        f"{found.chosen.point.accuracy:.1%} on the validation set, in one training each{take}."
+    ]
 
 
 def file_of(job: Job, trial: Trial) -> Path:

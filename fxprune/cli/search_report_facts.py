@@ -105,7 +105,7 @@ def network(report: Report) -> list[tuple[str, str, str, str]]:
     ]
     deep, whole = chosen["depth_layers"], space["depth"]
     rows.append(("layers on the longest way", str(whole), str(deep), share(deep, whole)))
-    rows.append(("removable channels", "all", percent(chosen["width"]), percent(chosen["width"])))
+    rows.append(("removable channels of these layers", "all", percent(chosen["width"]), percent(chosen["width"])))
     if space["side"]:
         side = chosen["side"]
         rows.append(("side of the images", f"{space['side']} px", f"{side} px", share(side, space["side"])))

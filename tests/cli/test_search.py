@@ -94,6 +94,13 @@ def slow(model, resolution, epochs, folder):
     return score(model, resolution, epochs, folder)
 
 
+def disappoints(model, resolution, epochs):
+    size = sum(parameter.numel() for parameter in model.parameters())
+    if epochs == 0:
+        return 0.5 + 0.05 * min(size / 4000, 1) + 0.001 * resolution
+    return 0.6 if resolution == 8 else 0.4
+
+
 def raises(model, resolution, epochs):
     raise RuntimeError("the images are on the other disk")
 
@@ -440,6 +447,25 @@ def test_trials_that_fail_are_reported_and_run_again_when_asked(net: str, tmp_pa
     assert text.count(": started on") == 1
 
 
+def test_what_came_out_better_is_said_and_can_be_taken(net: str, tmp_path: Path) -> None:
+    """Small images look good on the way and are bad in the end, so another network of the same budget is better."""
+    words = ["search", f"{net}:build", "--train", f"{net}:disappoints", *OWN, "--macs", 0.5, "--out", tmp_path]
+    words[words.index("--final-epochs") + 1] = 1
+    code, text = invoke(*words)
+    assert code == 0, text
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["chosen"]["resolution"] < 1
+    (note,) = [note for note in found["notes"] if "came out better" in note]
+    better, axis = found["alternatives"], note.split(" only ")[0]
+    assert note.startswith(f"{axis} only came out better than what was predicted to be best: 60.0% against 40.0%")
+    assert f"--dimensions {axis} takes it" in note
+    code, text = invoke(*words, "--dimensions", axis)
+    assert code == 0, text
+    assert ": started on" not in text  # nothing was trained anew
+    taken = json.loads((tmp_path / "report.json").read_text())["chosen"]
+    assert (taken["trial"], taken["accuracy"]) == (better[f"{axis} only"]["trial"], 0.6)
+
+
 # ---------------------------------------------------------------- what cannot be done
 
 
@@ -455,6 +481,7 @@ def test_trials_that_fail_are_reported_and_run_again_when_asked(net: str, tmp_pa
         (["--macs", 0.5, "--data", "nowhere"], "there are no data 'nowhere'"),
         (["--macs", 0.5, "--train", "{net}:absent"], "has no attribute 'absent'"),
         (["--macs", 0.5, "--train", "absent"], "names no function"),
+        (["--macs", 0.5, "--train", "{net}:score", "--lr", 0.1, "--augment"], "--augment, --lr would change nothing"),
         (["--macs", 0.5, "--train", "{net}:other"], "cannot be called as train_and_evaluate"),
         (["--macs", 0.5, "--data", "digits", "--lr", 0], "lr is 0"),
         (["--macs", 0.5, "--data", "digits", "--explore", 0.7], "explore=0.7"),
