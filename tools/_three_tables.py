@@ -55,7 +55,8 @@ def _accuracy(records: Records) -> list[str]:
     lines += [
         "Per cent of test images that neither trained nor chose anything; means over seeds. All five have the same "
         "budget, start from the same dense network and are fine-tuned alike. *best single* is the one dimension that "
-        "is best on average in that row, of those that every seed can reach, with hindsight; differences are paired, in points, with 95 % intervals.",
+        "is best on average in that row, with hindsight, of those that every seed can reach; differences are paired, "
+        "in points, with 95 % intervals.",
         "",
         f"| MACs | task, network | seeds | dense | {' | '.join(WAYS)} | less best single | less uniform |",
         "|---" * (len(WAYS) + 6) + "|",
