@@ -11,6 +11,7 @@ from tools._zoo_record import Record
 OUTCOMES = {
     "exact": "pruned, and equal to its masked original in float64",
     "forward only": "pruned and runs; masking cannot tell whether it is right",
+    "proves nothing": "pruned and runs; its outputs are the same for all inputs, so that comparing them is vacuous",
     "wrong": "pruned and runs, but is another function",
     "refused": "said that it will not, or left the model as it was",
     "failed": "raised, broke at the next forward, or passed a bound of time or memory",

@@ -27,7 +27,7 @@ import fxprune
 from fxprune.channels import Groups
 from fxprune.deploy.files import atomic_write
 from fxprune.eager import apply_to
-from fxprune.errors import FxPruneError
+from fxprune.errors import FxPruneError, VerifyError
 from tools import _oddity_images, _oddity_layers, _oddity_models, _oddity_sequences  # noqa: F401  (they register)
 from tools._oddity_table import ODDITIES, Oddity, made
 
@@ -78,13 +78,15 @@ def check(oddity: Oddity) -> Found:
         return Found(0, 1.0, 0.0, None, "nothing was cut", stays, traced.notes)
     plan = fxprune.make_plan(traced, channels=0.5, round_to=1, allocation="uniform", groups=groups)
     pruned = fxprune.cut(traced, plan, groups)
-    error = fxprune.verify_cut(traced, pruned, plan, groups).max_relative_error
+    checked = fxprune.verify_cut(traced, pruned, plan, groups)
+    if not checked.live:
+        raise VerifyError("the outputs are the same for all inputs that were tried; give the oddity other weights")
     macs = fxprune.count(pruned).macs / fxprune.count(traced).macs
     try:
         eager, refused = apply_to(pruned, model).max_relative_error, ""
     except FxPruneError as problem:
         eager, refused = None, str(problem)
-    return Found(int(groups.live.sum()), macs, error, eager, refused, stays, traced.notes)
+    return Found(int(groups.live.sum()), macs, checked.max_relative_error, eager, refused, stays, traced.notes)
 
 
 def frozen(groups: Groups) -> dict[str, list[str]]:
