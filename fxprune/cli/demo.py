@@ -72,8 +72,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _demonstrate(options: Options, stages: Stages, folder: Path) -> dict[str, Any]:
-    from safetensors.torch import save_model
-
+    from fxprune.deploy.files import write_safetensors
     from fxprune.passes import FuseBatchNorm, PruneChannels, RemoveIdentity
     from fxprune.pipeline import Pipeline
     from fxprune.planning import make_plan
@@ -96,7 +95,7 @@ def _demonstrate(options: Options, stages: Stages, folder: Path) -> dict[str, An
         }  # fmt: skip
     final = Pipeline([RemoveIdentity(), FuseBatchNorm()])(recovered).traced
     report |= _deploy(options, dense, final, plan, stages, folder)
-    save_model(recovered.module, str(folder / "model.safetensors"))
+    write_safetensors(folder / "model.safetensors", recovered.module)
     (folder / "plan.json").write_text(plan.to_json(indent=2))
     report["seconds"] = stages.seconds
     return report

@@ -211,12 +211,11 @@ def hold_to_budget(report: dict[str, Any], budget: float) -> None:
 
 
 def _write(folder: Path, run: Run, report: dict[str, Any]) -> None:
-    from safetensors.torch import save_model
-
     from fxprune.cli.report_html import render
     from fxprune.cli.report_md import render_markdown
+    from fxprune.deploy.files import write_safetensors
 
-    save_model(run.stored.module, str(folder / "model.safetensors"))
+    write_safetensors(folder / "model.safetensors", run.stored.module)
     if run.cut is not None:
         (folder / "plan.json").write_text(run.cut.plan.to_json(indent=2))
     (folder / "report.json").write_text(json.dumps(report, indent=2, default=str))

@@ -26,10 +26,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fxprune.deploy.files import atomic_write
+from fxprune.deploy.files import write_safetensors
 from fxprune.errors import InputError
 
 SCHEMA = 1
@@ -95,16 +94,7 @@ def save_compact(path: str | os.PathLike[str], state: nn.Module | Mapping[str, T
         parts |= {name + part: piece.clone() for part, piece in pieces.items()}  # which share no memory
         sizes[name] = (_bytes(pieces), plain.numel() * plain.element_size())
     text = json.dumps({"schema": SCHEMA, "tensors": about})
-
-    def write(temporary: Path) -> None:
-        mode = temporary.stat().st_mode  # safetensors puts a new file there, for its owner only
-        try:
-            save_file(parts, temporary, metadata={_KEY: text})
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-        temporary.chmod(mode)
-
-    atomic_write(path, write)
+    write_safetensors(path, parts, {_KEY: text})
     target = Path(path)
     return CompactReport(target, target.stat().st_size, sum(dense for _, dense in sizes.values()), sizes)
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fxprune.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
@@ -40,6 +45,53 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def safetensors_errors() -> Iterator[None]:
+    """Turn what safetensors raises where a file cannot be written (a full disk) into the OSError that it is.
+
+    Raises:
+        OSError: With the number of the system's error, where safetensors told it.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise OSError(str(error)) from error
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+
+
+def write_safetensors(
+    path: str | os.PathLike[str], content: Mapping[str, Tensor] | nn.Module, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors as a safetensors file, as :func:`atomic_write` does.
+
+    Args:
+        path: The file; its folder must exist.
+        content: Tensors by name, of which no two share memory; or a model, whose shared tensors are written once and
+            which ``safetensors.torch.load_model`` reads.
+        metadata: Goes into the header.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    from safetensors.torch import save_file, save_model
+
+    def write(temporary: Path) -> None:
+        mode = temporary.stat().st_mode  # safetensors puts a new file there, for its owner only
+        about = None if metadata is None else dict(metadata)
+        with safetensors_errors():
+            if isinstance(content, Mapping):
+                save_file(dict(content), temporary, metadata=about)
+            else:
+                save_model(content, str(temporary), metadata=about)
+        temporary.chmod(mode)
+
+    atomic_write(path, write)
 
 
 def _temporary_beside(target: Path) -> Path:

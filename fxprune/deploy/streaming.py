@@ -25,12 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fxprune.capture import Traced
 from fxprune.channels import Groups, find_groups
-from fxprune.deploy.files import atomic_write
+from fxprune.deploy.files import atomic_write, write_safetensors
 from fxprune.errors import InputError
 from fxprune.planning import Plan
 from fxprune.planning.importance import Scores, magnitude_of
@@ -291,7 +290,7 @@ def _cut_file(
                 raise InputError(f"{source}: {name} is {tuple(tensor.shape)}, and the model's is {shapes[name]}")
             found = _cut(tensor, masks.get(name, {}))
             tensors[name] = found.clone() if found is tensor else found  # nothing of the file stays mapped
-    atomic_write(target, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    write_safetensors(target, tensors, metadata)
     return target
 
 

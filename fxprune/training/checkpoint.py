@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +10,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from fxprune.deploy.files import atomic_write
+from fxprune.deploy.files import write_safetensors
 from fxprune.errors import InputError
 
 SCHEMA = 1
@@ -37,7 +34,7 @@ def save_checkpoint(path: Path, tree: Mapping[str, Any]) -> None:
     skeleton = _pack(tree, "", tensors)
     stored = _apart(tensors)
     text = json.dumps({"schema": SCHEMA, "crc": _checksum(stored), "tree": skeleton})
-    _write(path, stored, {_KEY: text})
+    write_safetensors(path, stored, {_KEY: text})
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -72,7 +69,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     Raises:
         InputError: As for :func:`save_checkpoint`.
     """
-    _write(path, _apart(dict(state)), None)
+    write_safetensors(path, _apart(dict(state)))
 
 
 def first_difference(now: Any, then: Any, path: str = "") -> str | None:
@@ -126,18 +123,6 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     return {key: _unpack(item, tensors) for key, item in content}
 
 
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None) -> None:
-    def write(temporary: Path) -> None:
-        mode = temporary.stat().st_mode  # of a file at this place; safetensors puts a new one there, for its owner only
-        try:
-            save_file(tensors, temporary, metadata=metadata)
-        except SafetensorError as error:
-            raise _as_os_error(error) from error
-        temporary.chmod(mode)
-
-    atomic_write(path, write)
-
-
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors on the CPU of which no two share memory, as the format wants them."""
     seen: set[int] = set()
@@ -156,8 +141,3 @@ def _checksum(tensors: dict[str, Tensor]) -> int:
         content = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data
         total = zlib.crc32(content, zlib.crc32(name.encode(), total))
     return total
-
-
-def _as_os_error(error: SafetensorError) -> OSError:
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else OSError(str(error))

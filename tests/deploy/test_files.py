@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn, ones
 
-from fxprune.deploy.files import atomic_write
+from fxprune.deploy.files import atomic_write, safetensors_errors, write_safetensors
 from fxprune.errors import InputError
 
 
@@ -120,3 +123,37 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, where: str) -
         atomic_write(tmp_path / where, called.append)
     assert not called
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_errors_of_safetensors_are_those_of_the_system() -> None:
+    with pytest.raises(OSError, match="No space left") as caught, safetensors_errors():
+        raise SafetensorError("I/O error: whatever (os error 28)")
+    assert caught.value.errno == errno.ENOSPC
+    with pytest.raises(OSError, match="told nothing"), safetensors_errors():
+        raise SafetensorError("told nothing")
+
+
+@pytest.mark.parametrize("content", [{"weight": ones(100, 100)}, nn.Linear(100, 100)], ids=["tensors", "model"])
+def test_safetensors_that_do_not_fit_are_one_paragraph(old: Path, content: dict[str, Tensor] | nn.Module) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"cannot write .*old file is unchanged") as caught:
+            write_safetensors(old, content)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(caught.value)
+    assert _only(old)
+    assert old.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("content", [{"weight": ones(2, 3)}, nn.Linear(3, 2)], ids=["tensors", "model"])
+def test_safetensors_have_ordinary_permissions(tmp_path: Path, content: dict[str, Tensor] | nn.Module) -> None:
+    path, plain = tmp_path / "new.safetensors", tmp_path / "plain.bin"
+    plain.touch()
+    write_safetensors(path, content, {"about": "it"})
+    assert path.stat().st_mode == plain.stat().st_mode
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata()["about"] == "it"
+        assert file.get_tensor("weight").shape == (2, 3)
