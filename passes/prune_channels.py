@@ -54,15 +54,17 @@ class PruneChannels(Pass):
         """Cut; a plan that was carried out on this model already is left at that."""
         if self._is_done(traced) or not self.plan.removed:
             return
-        sizes = {name: tuple(tensor.shape) for name, tensor in traced.module.state_dict().items()}
-        kept = Kept(find_groups(traced), removal_of(self.plan))
+        groups = find_groups(traced)
+        kept = Kept(groups, removal_of(self.plan))
         held = compensation_of(traced, self.plan, kept, self.calibration)
         _HELD[traced.module] = held.constants
         adopt(traced.module, cut_with(traced, kept, held.constants, exact=True).module)
         traced.module.meta[_DONE] = (*traced.module.meta.get(_DONE, ()), self.plan.hash)
         for name, dimensions in self.plan.removed.items():
             for dim, indices in dimensions.items():
-                size = sizes[name][dim]
+                axis = groups.axis(name, int(dim))
+                assert axis is not None  # the plan has been checked against the graph
+                size = len(axis)
                 yield Change(name, f"dimension {dim}: {size} -> {size - len(indices)}")
         places = {node.name: place_of(node) for node in traced.module.graph.nodes}
         for name in held.constants:
@@ -74,7 +76,7 @@ class PruneChannels(Pass):
         """Compare with the masked reference."""
         if self.verify and not self._is_done(before):
             kept = Kept(find_groups(before), removal_of(self.plan))
-            verify_with(before, after, kept, _HELD.get(after.module, {}))
+            verify_with(before, after, kept, _HELD.get(after.module, {})).require_live()
 
     def _is_done(self, traced: Traced) -> bool:
         return self.plan.hash in traced.module.meta.get(_DONE, ())

@@ -1,21 +1,38 @@
-"""What the sub-modules of a model are called with while it runs, and which parameters are read outside of them."""
+"""What the sub-modules of a model are called with and return while it runs, and what passes in and out otherwise."""
 
 from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.capture.program import innermost
+from fxprune.capture.untouched import copied, memory_of, running
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(eq=False)
+class Observed:
+    """One call of a sub-module.
+
+    Attributes:
+        inputs: Positional and keyword inputs, as they were before it.
+        random: The state of the random numbers when it began.
+        returned: What it returned.
+    """
+
+    inputs: Inputs
+    random: list[Tensor]
+    returned: Any = None
 
 
 @dataclass
@@ -23,12 +40,14 @@ class Recording:
     """What one forward did.
 
     Attributes:
-        calls: Positional and keyword inputs of every call of a sub-module from outside of all the others.
+        calls: Every call of a sub-module from outside of all the others.
         outside: Names of parameters and buffers that were read outside of them -> the line that did.
+        leaks: Sub-modules that take or give something by another way than their inputs and outputs -> what, and where.
     """
 
-    calls: dict[nn.Module, list[Inputs]] = field(default_factory=dict)
+    calls: dict[nn.Module, list[Observed]] = field(default_factory=dict)
     outside: dict[str, str] = field(default_factory=dict)
+    leaks: dict[nn.Module, str] = field(default_factory=dict)
 
 
 def record(
@@ -36,48 +55,52 @@ def record(
 ) -> Recording:
     """Run a model once, without gradients and always with the same random numbers, and watch some of its modules.
 
-    Tensors that the model writes into while it runs are put back as they were.
+    Tensors of the model that it writes into while it runs are put back as they were.
     """
     found = Recording()
+    flow = _Flow(found, _by_memory(model))
     depth = 0
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         nonlocal depth
         if depth == 0:
-            found.calls.setdefault(module, []).append(pytree.tree_map(_copied, (args, kwargs)))
+            call = Observed(pytree.tree_map(copied, (args, kwargs)), random_state())
+            found.calls.setdefault(module, []).append(call)
+            flow.enter(module, _tensors((args, kwargs)))
         depth += 1
 
-    def leave(*_: Any) -> None:
+    def leave(module: nn.Module, _: Any, output: Any) -> None:
         nonlocal depth
         depth -= 1
+        if depth == 0:
+            found.calls[module][-1].returned = pytree.tree_map(copied, output)
+            flow.leave(_tensors(output))
 
     handles: list[Any] = []
     for module in modules:
         handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
         handles.append(module.register_forward_hook(leave, always_call=True))
-    watch = _Watch(_by_memory(model), found.outside, lambda: depth == 0)
     try:
-        with _restored(model), torch.no_grad(), torch.random.fork_rng(), watch:
-            torch.manual_seed(0)
-            given = pytree.tree_map(_copied, (args, kwargs))
-            model(*given[0], **given[1])
+        with running(model), _Watch(flow) if modules else contextlib.nullcontext():
+            given = pytree.tree_map(copied, (args, kwargs))
+            flow.read(_tensors(model(*given[0], **given[1])))
     finally:
         for handle in handles:
             handle.remove()
     return found
 
 
-def _copied(leaf: Any) -> Any:
-    """Copy a tensor: what a sub-module got may be written into later."""
-    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
+def random_state() -> list[Tensor]:
+    """Return the state of the random numbers of all devices that are in use."""
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *devices]
 
 
-def memory_of(tensor: Tensor) -> Any:
-    """Return what two tensors share where one is a view of the other, or both of a third."""
-    try:
-        return tensor.untyped_storage().data_ptr() or id(tensor)
-    except (NotImplementedError, RuntimeError):  # sparse and the like
-        return id(tensor)
+def set_random_state(state: list[Tensor]) -> None:
+    """Go back to a state of the random numbers."""
+    torch.set_rng_state(state[0])
+    if state[1:]:
+        torch.cuda.set_rng_state_all(state[1:])
 
 
 def _by_memory(model: nn.Module) -> dict[Any, list[str]]:
@@ -87,43 +110,105 @@ def _by_memory(model: nn.Module) -> dict[Any, list[str]]:
     return names
 
 
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+class _Flow:
+    """Where the tensors of one forward come from, and who reads them.
+
+    A call of a sub-module has a number; 0 is all that is outside. A tensor made in a call may be read outside only as
+    what the call returns, or as a view of that; a call may read only what it is given, what it makes itself, and what
+    was there before the forward.
+    """
+
+    def __init__(self, found: Recording, names: dict[Any, list[str]]) -> None:
+        self.found, self.names = found, names
+        self.modules: list[nn.Module | None] = [None]
+        self.now = 0
+        self.given: dict[int, tuple[Tensor, int]] = {}  # what the call that runs was given, and its version
+        self.made: dict[int, tuple[int, StorageWeakRef]] = {}  # storage -> the call that made it
+        self.written: dict[int, int] = {}  # storage -> the call that wrote into it, which was given it
+        self.public: set[Any] = set()  # what calls returned, and views of it
+
+    def enter(self, module: nn.Module, inputs: list[Tensor]) -> None:
+        self.read(inputs)
+        self.given = {_storage(x): (x, _version(x)) for x in inputs}
+        self.now = len(self.modules)
+        self.modules.append(module)
+
+    def leave(self, outputs: list[Tensor]) -> None:
+        for storage, (tensor, version) in self.given.items():
+            if _version(tensor) != version:
+                self.written[storage] = self.now
+        self.public.update(map(_extent, outputs))
+        self.given, self.now = {}, 0
+
+    def read(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            storage = _storage(tensor)
+            maker = self.made[storage][0] if storage in self.made else None
+            if self.now and maker not in (None, self.now) and storage not in self.given:
+                self._leak(self.now, "reads a tensor that is made elsewhere and is none of its inputs")
+            known = _extent(tensor) in self.public
+            if maker and maker != self.now and not known:
+                self._leak(maker, "makes a tensor that is read elsewhere and is none of its outputs")
+            if not self.now:
+                if storage in self.written and not known:
+                    self._leak(self.written[storage], "writes into an input that is read again behind it")
+                for name in self.names.get(memory_of(tensor), ()):
+                    if name not in self.found.outside:
+                        self.found.outside[name] = innermost(traceback.extract_stack())
+
+    def wrote(self, given: list[Tensor], results: list[Tensor]) -> None:
+        """Note what an operation made of what it was given."""
+        known = {_storage(tensor) for tensor in given}
+        for tensor in results:
+            storage = _storage(tensor)
+            if storage in known:
+                if not self.now:  # a view of what may be read here, or else it was told when it was read
+                    self.public.add(_extent(tensor))
+            elif storage not in self.made:
+                self.made[storage] = self.now, StorageWeakRef(tensor.untyped_storage())
+
+    def _leak(self, call: int, what: str) -> None:
+        module = self.modules[call]
+        if module is not None and module not in self.found.leaks:
+            self.found.leaks[module] = f"it {what}, at {innermost(traceback.extract_stack()) or 'an unknown line'}"
+
+
+def _storage(tensor: Tensor) -> int:
+    """Return what is one for all views of a memory; a weak reference keeps it from being given away again."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # sparse and the like
+        return 0
+
+
+def _extent(tensor: Tensor) -> Any:
+    """Return what two tensors share that see the same numbers."""
+    try:
+        return _storage(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+    except (NotImplementedError, RuntimeError):  # sparse and the like
+        return None
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes which tensors of the model operations read while ``asked`` says so."""
+    """Tells which tensors operations read and make."""
 
     supports_higher_order_operators = True
 
-    def __init__(self, names: dict[Any, list[str]], found: dict[str, str], asked: Any) -> None:
+    def __init__(self, flow: _Flow) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.names, self.found, self.asked = names, found, asked
+        self.flow = flow
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.asked():
-            for leaf in pytree.tree_leaves((args, kwargs)):
-                if isinstance(leaf, Tensor):
-                    for name in self.names.get(memory_of(leaf), ()):
-                        if name not in self.found:
-                            self.found[name] = innermost(traceback.extract_stack())
-        return func(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    """Put back the parameters and buffers that are written into, and the slots of those that are replaced."""
-    slots = [(store, dict(store)) for module in model.modules() for store in (module._parameters, module._buffers)]
-    tensors = {id(t): t for _, before in slots for t in before.values() if t is not None}
-    were = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors.values() if _may_change(tensor)]
-    try:
-        yield
-    finally:
-        for store, before in slots:
-            store.clear()
-            store.update(before)  # type: ignore[arg-type]
-        with torch.no_grad():
-            for tensor, version, value in were:
-                if tensor._version != version:
-                    tensor.copy_(value)
-
-
-def _may_change(tensor: Tensor) -> bool:
-    """Parameters are what an optimiser writes; a forward writes buffers. A copy of all weights would cost too much."""
-    return not isinstance(tensor, nn.Parameter) and not tensor.is_inference()
+        given = _tensors((args, kwargs))
+        self.flow.read(given)
+        result = func(*args, **(kwargs or {}))
+        self.flow.wrote(given, _tensors(result))
+        return result

@@ -111,13 +111,23 @@ class Traced:
         """Return inputs in the order of the graph's placeholders, whatever the order of the keys that name them.
 
         Raises:
-            InputError: They are nested in another way than the example inputs.
+            InputError: They are nested in another way than the example inputs, or hold another number or string: the
+                graph has those of the example in it.
         """
+        examples, spec = pytree.tree_flatten((tuple(self.args), self.kwargs))
         try:
-            spec = pytree.tree_structure((tuple(self.args), self.kwargs))
-            return spec.flatten_up_to((tuple(args), kwargs or {}))
+            leaves: list[Any] = spec.flatten_up_to((tuple(args), kwargs or {}))
         except ValueError as error:
-            raise InputError(f"{self.name} takes inputs that are nested like its example inputs: {error}") from error
+            what = "the inputs of its regions" if self.regions else "inputs"
+            raise InputError(f"{self.name} takes {what}, nested like its example inputs: {error}") from error
+        for leaf, example in zip(leaves, examples, strict=True):
+            if not isinstance(example, Tensor) and (isinstance(leaf, Tensor) or leaf != example):
+                shown = "a tensor" if isinstance(leaf, Tensor) else repr(leaf)
+                raise InputError(
+                    f"{self.name} was captured with {example!r} where {shown} is given, and its graph computes with "
+                    "that; give the same, or trace the model with the other"
+                )
+        return leaves
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> list[Tensor]:
         """Run the graph without gradients and return its tensor outputs, flattened in order.

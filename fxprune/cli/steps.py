@@ -11,7 +11,7 @@ from fxprune.cli.console import Stages, err, say
 from fxprune.cli.going_on import keep_plan, kept_plan
 from fxprune.cli.options import CALIBRATE, FROM_DATA, LAYERS, PRUNE, TRAIN, Options, PassChoice
 from fxprune.cli.recipe_flow import deployment, first_pruning, measures_layers
-from fxprune.errors import InputError, VerifyError
+from fxprune.errors import InputError
 
 if TYPE_CHECKING:
     from fxprune.capture import Traced
@@ -179,11 +179,7 @@ def _cut(run: Run, number: int) -> None:
         # biases that took up a constant are compared before they are rounded
         exact = cut(before, plan, groups, exact=True) if plan.compensate else after
         check = verify_cut(before, exact, plan, groups)
-        if not check.live:
-            raise VerifyError(
-                "the outputs of the cut model are the same for every input that was tried, so that nothing is proved "
-                "by comparing them; remove less: where few channels are left, all of them may be dead behind a ReLU"
-            )
+        check.require_live()
     run.cut = Cut(before, after, groups, plan, trials, check)
     run.traced, run.pending = after, None
 

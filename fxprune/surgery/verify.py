@@ -49,6 +49,14 @@ class Verification:
         """Whether the error is within the tolerance."""
         return self.max_relative_error <= self.tolerance
 
+    def require_live(self) -> None:
+        """Raise ``VerifyError`` where the outputs are the same for all inputs, so that equal ones prove nothing."""
+        if not self.live:
+            raise VerifyError(
+                "the outputs of the cut model are the same for every input that was tried, so that nothing is proved "
+                "by comparing them; remove less: where few channels are left, all of them may be dead behind a ReLU"
+            )
+
 
 def verify_cut(
     traced: Traced,

@@ -445,6 +445,24 @@ def test_inputs_go_by_their_names_in_any_order() -> None:
         traced.run(({"a": a},), {"scale": scale, "shift": shift})
 
 
+def test_another_number_than_the_graph_has_is_refused() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, factor: float, mode: str = "up") -> Tensor:
+            return x * factor if mode == "up" else x / factor
+
+    x = torch.ones(2, 3)
+    traced = trace(Scaled(), (x, 0.5), kwargs={"mode": "up"})
+    assert torch.equal(traced.run((x, 0.5), {"mode": "up"})[0], x / 2)
+    for args, mode, said in (
+        ((x, 0.7), "up", "captured with 0.5 where 0.7 is given"),
+        ((x, 0.5), "down", "'up' where"),
+    ):
+        with pytest.raises(InputError, match=said):
+            traced.run(args, {"mode": mode})
+    with pytest.raises(InputError, match="where a tensor is given"):
+        traced.run((x, x), {"mode": "up"})
+
+
 class Choosing(nn.Module):
     """Control flow that is part of the graph."""
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fxprune.capture import trace
 from fxprune.channels import find_groups
@@ -457,6 +458,33 @@ def test_explanation_of_removable_channels_names_what_goes_along() -> None:
 def test_explanation_of_an_unknown_parameter() -> None:
     with pytest.raises(InputError, match=r"stem\.wieght"):
         groups_of("residual").explain("stem.wieght")
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        lambda x: nn.functional.dropout(x, 0.1),  # whose default is training
+        lambda x: x + torch.randn(x.shape[0], 8),
+        lambda x: x + torch.rand_like(x),
+        torch.bernoulli,
+    ],
+)
+def test_random_numbers_for_each_channel_keep_them(noise: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.relu(self.second(noise(torch.sigmoid(self.first(x))))))
+
+    groups = find_groups(trace(Noisy().eval(), normal(2, 4)))
+    axis, free = groups.axis("first.weight", 0), groups.axis("second.weight", 0)
+    assert axis is not None
+    assert free is not None
+    assert not groups.live[axis].any()
+    assert groups.reason(int(axis[0])).startswith("a random number is drawn")
+    assert groups.live[free].all()
 
 
 def test_reading_does_not_run_the_model() -> None:

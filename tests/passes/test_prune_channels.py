@@ -83,6 +83,33 @@ def test_a_wrong_cut_is_caught_unless_told_otherwise(monkeypatch: pytest.MonkeyP
     Pipeline([PruneChannels(plan)], verify=False)(traced)
 
 
+def test_constants_of_the_code_are_cut_too() -> None:
+    """They are no parameters and no buffers, so the model's state does not have them."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.scale = nn.Linear(4, 8), nn.Linear(8, 3), torch.rand(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(torch.relu(self.first(x)) * self.scale * torch.tensor([1.0, 2.0] * 4))
+
+    traced = trace(Scaled().eval(), torch.randn(2, 4))
+    plan = make_plan(traced, params=0.5, round_to=1)
+    assert {"scale", "lifted_tensor_0"} <= set(plan.removed)
+    changes = {change.place: change.what for change in Pipeline([PruneChannels(plan)])(traced).report[0].changes}
+    assert changes["scale"] == changes["first.bias"]
+
+
+def test_outputs_that_do_not_move_are_refused() -> None:
+    model = network()
+    with torch.no_grad():
+        model[1].bias.fill_(-1e6)
+    traced = trace(model, IMAGE)
+    with pytest.raises(VerifyError, match="dead behind a ReLU"):
+        Pipeline([PruneChannels(make_plan(traced, params=0.5, round_to=1))])(traced)
+
+
 def test_calibration_batches_are_read_once() -> None:
     """A generator is empty the second time, and a loader that shuffles or draws transforms would give other means."""
     model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).eval()

@@ -29,7 +29,16 @@ from tests.surgery.operations import CALLS, MODULES
 aten = torch.ops.aten
 NUMBERS = {"sym_size", "sym_numel", "item", "_local_scalar_dense", "_assert_scalar", "_assert_tensor_metadata"}
 RAGGED = {"nonzero"}  # as many results as the data has
-RANDOM = {"bernoulli", "rand_like", "rand", "randn", "empty", "empty_like", "new_empty"}  # only shapes can be compared
+RANDOM = {
+    "bernoulli",
+    "rand_like",
+    "rand",
+    "randn",
+    "randint",
+    "empty",
+    "empty_like",
+    "new_empty",
+}  # only shapes can be compared
 NEEDS_RANDOM = {"fractional_max_pool2d", "fractional_max_pool3d"}  # reads a random number per channel
 SINGLE = {"_grouped_mm"}  # has no kernel for float64
 GUESSES = [("$h",), ("$h", "$g"), ("$h", "$g", "$k"), ("$h", 0.5)]

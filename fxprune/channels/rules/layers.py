@@ -224,6 +224,8 @@ def grouped_product(flow: Flow, node: fx.Node) -> Any:
 def weight_norm(flow: Flow, node: fx.Node) -> Axes:
     """One gain per slice along one dimension; what is cut from the others adds nothing to the norms."""
     axes = list(flow.axes(node.args[0]))
+    if argument_of(node, "dim") == -1:  # one norm and one gain for everything
+        return tuple(axes)
     d = int(argument_of(node, "dim")) % len(axes)
     gain = flow.axes(node.args[1])
     axes[d] = flow.meet(axes[d], gain[d])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.channels.labels import Axes, Axis
-from fxprune.channels.rules.same import broadcast
+from fxprune.channels.rules.same import DRAWN, broadcast
 from fxprune.channels.rules.table import Flow, Held, integer, packets, rule
 
 aten = torch.ops.aten
@@ -407,11 +407,20 @@ def _overwritten(flow: Flow, node: fx.Node, axis: Axis | None, other: Axis | Non
 
 
 @rule(*packets("zeros", "ones", "full", "new_zeros", "new_ones", "new_full"), held=Held.MOVED)
-@rule(*packets("empty", "new_empty", "rand", "randn"), held=Held.LOST)
+@rule(*packets("empty", "new_empty"), held=Held.LOST)
 def factory(flow: Flow, node: fx.Node) -> Axes:
     """A constant may be as wide as what it meets needs it to be, unless its size is known only at run time."""
     sizes = node.args[1] if str(node.target).startswith("aten.new_") else node.args[0]
     return tuple(None if isinstance(size, fx.Node) or size == 1 else flow.labels.fresh(size) for size in sizes)  # type: ignore[union-attr, arg-type]
+
+
+@rule(*packets("rand", "randn", "randint"), held=Held.LOST)
+def noise(flow: Flow, node: fx.Node) -> Axes:
+    """Random numbers, which would be others for fewer indices: what they meet stays."""
+    axes = tuple(flow.labels.fresh(int(size)) for size in flow.shape(node))
+    for axis in axes:
+        flow.freeze(axis, DRAWN)
+    return axes
 
 
 @rule(*packets("arange", "linspace", "eye", "scalar_tensor"), held=Held.MOVED)

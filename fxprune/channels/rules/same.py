@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.channels.labels import Axes, Axis
-from fxprune.channels.rules.table import Flow, Held, integer, packets, rule
+from fxprune.channels.rules.table import Flow, Held, argument_of, integer, packets, rule
 
 aten = torch.ops.aten
 
@@ -29,8 +29,11 @@ minimum mul multiply ne polar remainder rsub sub subtract true_divide where xlog
 """.split()  # noqa: SIM905 - a list of a hundred strings would hide the names
 
 # Of one value they make many.
-_UNEVEN = ["bernoulli", "cumsum", "dropout", "empty_like", "feature_dropout", "rand_like", "rrelu"]
+_UNEVEN = ["cumsum", "empty_like"]
+# They draw random numbers where they are told to train.
+_DROPS = ["alpha_dropout", "dropout", "feature_alpha_dropout", "feature_dropout", "native_dropout", "rrelu"]
 
+DRAWN = "a random number is drawn for each of its indices"
 _OPAQUE = "meets a batch, space or sequence dimension"
 
 
@@ -60,6 +63,16 @@ def same(flow: Flow, node: fx.Node) -> Axes:
     inputs = [n.name for n in tensors if n.op == "placeholder"]
     what = f"meets the model's input {inputs[0]!r}" if inputs else _OPAQUE
     return broadcast(flow, [(flow.axes(n), flow.shape(n)) for n in tensors], flow.shape(node), what)
+
+
+@rule(*packets(*_DROPS), held=Held.LOST)
+def dropped(flow: Flow, node: fx.Node) -> Any:
+    """Element-wise, and nothing at all in evaluation mode."""
+    training = argument_of(node, "train", argument_of(node, "training", default=False))
+    if training or training is None:  # which stands for training, too
+        return flow.freeze_all(node, DRAWN)
+    axes = flow.axes(node.args[0])
+    return [axes, axes] if isinstance(node.meta["val"], (tuple, list)) else axes
 
 
 @rule(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.channels.labels import Axes
+from fxprune.channels.rules.same import DRAWN
 from fxprune.channels.rules.table import Flow, Held, argument_of, integer, packets, rule
 
 aten = torch.ops.aten
@@ -262,10 +263,10 @@ def coordinates(flow: Flow, node: fx.Node) -> Any:
     return flow.freeze_all(node, "its entries are coordinates of an affine map")
 
 
-@rule(*packets("randn_like", "randint_like"), held=Held.LOST)
+@rule(*packets("randn_like", "randint_like", "rand_like", "bernoulli"), held=Held.LOST)
 def drawn(flow: Flow, node: fx.Node) -> Any:
     """Random numbers, which would be others for fewer indices, so that nothing could be compared."""
-    return flow.freeze_all(node, "a random number is drawn for each of its indices")
+    return flow.freeze_all(node, DRAWN)
 
 
 @rule(*packets("triu", "tril"), held=Held.LOST)
