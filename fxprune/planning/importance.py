@@ -50,7 +50,10 @@ def score(groups: Groups, importance: Importance, seed: int = 0) -> Scores:
     with torch.no_grad():
         scores = _NAMED[importance](groups)
     if groups.live.any() and np.isnan(scores[groups.live]).all():
-        general = f"Importance {importance!r} gives no removable unit of this model a score; use another, such as 'l2'."
+        general = (
+            f"Importance {importance!r} gives no removable unit of this model a score (magnitudes are those of real "
+            "parameters); use another, such as 'random', or pass a function."
+        )
         raise InputError(_NO_SCORE.get(importance, general))
     return scores
 
