@@ -119,9 +119,7 @@ def keep_weights(model: nn.Module, weights: Path | None, folder: Path) -> Path:
     Raises:
         InputError: They cannot be loaded or written.
     """
-    from safetensors.torch import save_file
-
-    from fxprune.deploy.files import atomic_write
+    from fxprune.deploy.files import write_safetensors
 
     if weights is not None:
         load_weights(model, weights)
@@ -133,10 +131,10 @@ def keep_weights(model: nn.Module, weights: Path | None, folder: Path) -> Path:
     path = folder / f"dense-{digest.hexdigest()[:16]}.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            atomic_write(path, lambda temporary: save_file(state, temporary))
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; give another --out") from error
+        raise InputError(f"cannot make {folder}: {error.strerror or error}; give another --out") from error
+    if not path.exists():
+        write_safetensors(path, state)
     return path.resolve()
 
 

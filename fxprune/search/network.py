@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 
 from fxprune.capture import Traced, trace
 from fxprune.capture.resolution import at_resolution, fit_weights, side_of
 from fxprune.channels import find_groups
-from fxprune.deploy.files import atomic_write
+from fxprune.deploy.files import atomic_write, write_safetensors
 from fxprune.depth import LayerPlan, find_layers
 from fxprune.depth.layers import Level
 from fxprune.errors import InputError
@@ -123,12 +123,8 @@ class Network:
         """
         plans = [{"kind": _kind(step), "plan": json.loads(step.to_json())} for step in self.steps]
         text = json.dumps({"schema": 1, "side": self.side, "plans": plans}, indent=1)
-        tensors = _state(self.traced.module)
-        try:
-            atomic_write(folder / PLANS, lambda path: _put(path, text))
-            atomic_write(folder / weights, lambda path: save_file(tensors, path))
-        except OSError as error:
-            raise InputError(f"cannot write the network into {folder}: {error.strerror or error}") from error
+        atomic_write(folder / PLANS, lambda path: _put(path, text))
+        write_safetensors(folder / weights, _state(self.traced.module))
 
 
 def load_network(

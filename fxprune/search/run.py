@@ -60,6 +60,7 @@ class _Run:
 
     def __init__(self, wanted: dict[str, Trial], store: Store, tell: Callable[[Event], None]) -> None:
         self.wanted, self.store, self.tell = wanted, store, tell
+        self.known = store.all_trials() | wanted
         self.results = store.results()
         self.submitted: set[str] = set()
 
@@ -105,14 +106,21 @@ class _Run:
 
     def _fail_orphans(self) -> None:
         """Those whose parents failed fail with them, and so do those that start from these."""
-        failed = [result for result in self.results.values() if result.status == "failed"]
+        failed = [key for key, result in self.results.items() if result.status == "failed"]
         while failed:
             parent = failed.pop()
-            reason = f"the trial that it starts from, {parent.key[:16]}, failed: {parent.error}"
             for trial in self.open:
-                if trial.parent == parent.key:
-                    self._take(TrialResult(trial.key, "failed", attempts=0, error=reason))
-                    failed.append(self.results[trial.key])
+                if trial.parent == parent:
+                    self._take(TrialResult(trial.key, "failed", attempts=0, error=self._reason(parent)))
+                    failed.append(trial.key)
+
+    def _reason(self, parent: str) -> str:
+        """Return why a trial cannot begin: the first of its chain that failed, and that one's own reason."""
+        cause, above = parent, self.known[parent].parent
+        while above is not None and above in self.results and self.results[above].status == "failed":
+            cause, above = above, self.known[above].parent
+        place = "the trial that it starts from" if cause == parent else "a trial of the chain that it starts from"
+        return f"{place}, {self.known[cause].name} ({cause[:16]}), failed: {self.results[cause].error}"
 
     def _handle(self, event: Event) -> None:
         if event.kind == "started":

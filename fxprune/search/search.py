@@ -136,7 +136,7 @@ def search(  # noqa: PLR0913 - the parts of a search, each with a default behind
                 "mend the cause and search again with retry_failed=True (--retry-failed): all other trials are kept"
             )
         network = load_network(subject, folder_of(store.trials, final.trial))
-    notes = [*space.notes, *(f"a trial failed: {result.error}" for result in failed)]
+    notes = [*space.notes, *_failures(failed)]
     others = {name: each for name, each in {**built, **trained}.items() if name != CHOSEN}
     return SearchResult(asked, space, tuple(measured), tuple(failed), fitted, final, others, network, tuple(notes))
 
@@ -224,6 +224,13 @@ def _measured(
             cost = _share(meter, subject, folder_of(store.trials, trial))
         found.append(Measured(trial, result, point, cost))
     return found, [results[trial.key] for trial in trials if results[trial.key].status != "done"]
+
+
+def _failures(failed: Sequence[TrialResult]) -> list[str]:
+    """Return a note for each trial that failed by itself, and one for those that could not begin."""
+    begun = [f"a trial failed: {result.error}" for result in failed if result.attempts]
+    orphans = sum(not result.attempts for result in failed)
+    return [*begun, *([f"{orphans} trials were not begun: they start from one that failed"] if orphans else [])]
 
 
 def _share(meter: Meter, subject: Subject, folder: Path) -> float:

@@ -12,6 +12,7 @@ import importlib
 import json
 import math
 import os
+import re
 import socket
 import threading
 import time
@@ -33,6 +34,11 @@ FINISHING = threading.Lock()
 
 _NUMBERS = ("macs", "params", "resolution")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NUMBERS_OF_FULL = "|".join(map(str, _FULL))
+_SAYS_FULL = re.compile(
+    rf"no space left|quota exceeded|disk is full|\(os error ({_NUMBERS_OF_FULL})\)|code: ({_NUMBERS_OF_FULL})\b", re.I
+)
+_NOTHING = 1 << 16  # bytes; no trial is written into less
 
 
 class SearchStopped(InputError):
@@ -105,7 +111,7 @@ def _call(function: Callable[[Trial, Path], Any], trial: Trial, folder: Path) ->
     try:
         return function(trial, folder), None
     except Exception as error:
-        if isinstance(error, SearchStopped) or _is_full(error):
+        if isinstance(error, SearchStopped) or _is_full(error, folder):
             raise
         with (folder / LOG).open("a") as file:
             file.write(traceback.format_exc())
@@ -172,7 +178,7 @@ def _stop_when_full(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _is_full(error):
+        if not isinstance(error, SearchStopped) and _is_full(error, folder):
             raise _stopped(folder, error) from error
         raise
 
@@ -184,13 +190,30 @@ def _stopped(folder: Path, error: BaseException) -> SearchStopped:
     )
 
 
-def _is_full(error: BaseException | None) -> bool:
-    """Whether a full disk is behind an error, also where somebody has wrapped it."""
+def _is_full(error: BaseException | None, folder: Path) -> bool:
+    """Whether a full disk is behind an error, also where somebody has wrapped it, or raises something of their own.
+
+    Libraries that write by themselves raise what they like: safetensors says so in words, and torch only that a file
+    could not be written. Where nothing is left of the disk, that is the reason.
+    """
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if (isinstance(error, OSError) and error.errno in _FULL) or _SAYS_FULL.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
-    return False
+    return _nothing_left(folder)
+
+
+def _nothing_left(folder: Path) -> bool:
+    """Whether the disk of a folder has no room, or no entries, for another file."""
+    if not hasattr(os, "statvfs"):
+        return False
+    try:
+        disk = os.statvfs(folder)
+    except OSError:  # what is wrong with the folder is said by whoever writes there
+        return False
+    privileged = os.geteuid() == 0
+    free, entries = (disk.f_bfree, disk.f_ffree) if privileged else (disk.f_bavail, disk.f_favail)
+    return (disk.f_blocks > 0 and free * disk.f_frsize < _NOTHING) or (disk.f_files > 0 and entries == 0)
 
 
 def _note_attempt(folder: Path) -> int:

@@ -12,6 +12,7 @@ import torch
 from search import subjects
 from torch import nn
 
+from fxprune.cli.search_parts import keep_weights
 from fxprune.errors import InputError
 from fxprune.search import Trial, meters
 from fxprune.search.network import Subject, rebuild, removable_layers
@@ -104,6 +105,13 @@ def test_the_seed_of_a_trial_reaches_its_training(tmp_path: Path) -> None:
         found.append((folder / "weights.safetensors").read_bytes())
     assert found[0] == found[2]
     assert found[0] != found[1]
+
+
+def test_what_a_trial_writes_can_be_read_by_workers_of_others(tmp_path: Path) -> None:
+    rebuild(Subject(subjects.build(), IMAGES), (), subjects.SIDE).save(tmp_path)
+    (tmp_path / "other").touch()
+    assert {path.stat().st_mode for path in tmp_path.iterdir()} == {(tmp_path / "other").stat().st_mode}
+    assert keep_weights(subjects.build(), None, tmp_path).stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_a_median_within_the_budget_and_an_interval_beyond_it_is_narrowed_a_little(

@@ -106,7 +106,8 @@ def test_a_trial_that_goes_wrong_fails_alone(way: str, tmp_path: Path) -> None:
     for key in (child.key, grandchild.key):
         assert results[key].status == "failed"
         assert FAULTS[way] in results[key].error
-        assert "that it starts from" in results[key].error
+        assert results[key].error.count("that it starts from") == 1
+        assert f"{bad.name} ({bad.key[:16]}), failed" in results[key].error
     assert run(tmp_path, [grandchild, child, bad, good]) == results  # failing is a result too
     if way == "raise":
         (log,) = tmp_path.glob("trials/*/log.txt")
@@ -161,6 +162,18 @@ def test_a_full_disk_stops_the_search_and_fails_nothing(tmp_path: Path) -> None:
         run(tmp_path, [full])
     assert "\n" not in str(caught.value)
     assert run(tmp_path, [full], work=works.count)[full.key].status == "done"
+
+
+@pytest.mark.parametrize("way", ["full in words", "full unsaid"])
+def test_a_full_disk_is_seen_whatever_was_raised(way: str, small_disk: Path) -> None:
+    full = Trial(options={"way": way})
+    with pytest.raises(SearchStopped, match="Free space, and start it again"):
+        run(small_disk, [full])
+    with Store.open(small_disk, {"model": "m"}) as store:
+        assert store.results() == {}
+        for path in store.folder_of(full).glob("*.pt"):
+            path.unlink()
+    assert run(small_disk, [full], work=works.count)[full.key].status == "done"
 
 
 @pytest.mark.parametrize("work", ["search.works:gone", "no_such_module:f", "nothing", "search.works:RETURNS"])

@@ -17,6 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+
 from fxprune.search import SearchStopped, Trial, parent_weights
 
 
@@ -89,6 +92,19 @@ def fill(_: Path) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def fill_in_words(_: Path) -> None:
+    """As safetensors says it, behind an error of somebody else."""
+    try:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    except SafetensorError as error:
+        raise RuntimeError("the weights could not be written") from error
+
+
+def fill_unsaid(folder: Path) -> None:
+    """As torch says it: the writer failed."""
+    torch.save(torch.zeros(1 << 20), folder / "large.pt")
+
+
 def hang(folder: Path) -> None:
     mark(folder, "begun", os.getpid())
     time.sleep(600)
@@ -116,7 +132,8 @@ def say(_: Path) -> None:
 
 
 WAYS: dict[str | None, Callable[[Path], None]] = {
-    "raise": fail, "exit": lambda folder: sys.exit(3), "stop": stop, "full": fill, "hang": hang, "hang once": hang_once,
+    "raise": fail, "exit": lambda folder: sys.exit(3), "stop": stop, "full": fill, "full in words": fill_in_words, "full unsaid": fill_unsaid,
+    "hang": hang, "hang once": hang_once,
     "wait": wait, "kill": die, "print": say,
 }  # fmt: skip
 
