@@ -1,41 +1,29 @@
 """The user's own class back: what was done to the graph, written into the eager module that it was captured from.
 
 The forward code stays as it is, and with it everything that the graph left behind: stochastic depth, auxiliary heads,
-losses. Whether that code still computes what the graph computes is not assumed but checked; where Python has a width
-written into it, the module is left as it was, and the error names the line.
+losses. Whether that code still computes what the graph computes is not assumed but checked (``eager_checks``), and
+whether it still runs in training mode (``eager_training``); where Python has a width written into it, or a head for
+training reads what was removed, the module is left as it was, and the error names the line.
 """
 
 from __future__ import annotations
 
-import copy
 import inspect
-import math
-import os
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.capture import Traced
-from fxprune.capture.recording import record
+from fxprune.capture.accepted import accepted
+from fxprune.eager_checks import around_regions, compare, compare_around
+from fxprune.eager_training import check_training, trains
 from fxprune.errors import InputError, VerifyError
-from fxprune.graph_tools import evaluating, wide
-from fxprune.runner import Runner
 from fxprune.surgery.cut import fit_layer
 
-TOLERANCE = 1e-9
-"""Largest relative difference between the module and the graph in float64."""
-
-SINGLE_TOLERANCE = 1e-4
-"""The same in float32, for code that cannot run in float64."""
-
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-_LIBRARY = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, __file__))
 
 
 @dataclass
@@ -47,36 +35,49 @@ class Applied:
         removed: Modules that the graph no longer has and that became ``nn.Identity``: folded norms, removed layers.
         dtype: What the module and the graph were compared in.
         max_relative_error: The largest difference between them, relative to the largest output.
+        notes: What could not be checked, in plain words.
     """
 
     tensors: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     dtype: str = "float64"
     max_relative_error: float = 0.0
+    notes: list[str] = field(default_factory=list)
 
 
-def apply_to(traced: Traced, model: nn.Module) -> Applied:
+def apply_to(traced: Traced, model: nn.Module, *, training: bool = True) -> Applied:
     """Write the weights and sizes of a pruned capture into the eager model, in place, and check that they agree.
 
     Args:
         traced: What passes made of the model's capture. Its layers have to be the model's own, by name: apply before
             passes that put other layers in their place.
-        model: The model that was captured, or one built the same way. Modes and hooks stay as they are.
+        model: The model that was captured, or one built the same way; wrappers that ``trace`` looks through
+            (``DataParallel``, ``torch.compile``) stay around it. Modes and hooks stay as they are.
+        training: Whether to refuse a result with which the model does not run in training mode any more, as that of a
+            network whose auxiliary head reads what was removed. False is for models that are not trained afterwards.
 
     Returns:
-        What was changed, and the error of the comparison on the example inputs (eval mode, float64).
+        What was changed, and the error of the comparison on the example inputs (eval mode, float64): of the model's
+        code with the graph, and, where it was captured by region, also of the whole model with the original whose
+        regions the graphs compute.
 
     Raises:
         InputError: The capture has parameters that the model has not, or lacks some that its code needs.
-        VerifyError: The model's own code does not compute what the graph does, or does not run; the message names the
-            line where it stopped. The model is as it was.
+        VerifyError: The model's own code does not compute what the graph does, or does not run, or does not run in
+            training mode as it did; the message names the line where it stopped. The model is as it was.
     """
+    model = accepted(model)
+    around = around_regions(traced, model)
+    before = trains(traced, model) if training else None
     undo: list[Callable[[], None]] = []
     try:
         applied = _write(traced, model, undo)
         _check_pinned(traced, applied)
-        _compare(traced, model, applied)
-        _runs_around_regions(traced, model)
+        found = [compare(traced, model), compare_around(traced, model, around)]
+        applied.max_relative_error = max(each.error for each in found)
+        applied.dtype = "float32" if any(each.dtype == "float32" for each in found) else "float64"
+        if training:
+            applied.notes += filter(None, [check_training(traced, model, before)])
     except BaseException as error:
         for step in reversed(undo):
             step()
@@ -202,7 +203,8 @@ def _add_parameters(graph: nn.Module, model: nn.Module, own: dict[str, Tensor], 
             del new[name]  # a constant of the graph alone
             continue
         raise InputError(
-            f"{name} is in the graph and not in {type(model).__name__}: a pass put another layer there. Apply the "
+            f"{name} is in the graph and not in {type(model).__name__}: it is not the model that was captured, or a "
+            "pass put another layer there. Give the model that was captured, or one built the same way; apply the "
             "result before that pass, or deploy the graph itself"
         )
 
@@ -279,131 +281,3 @@ def _is_norm(module: nn.Module) -> bool:
     """Whether a module is a norm; a frozen one has the tensors of a batch norm as buffers, and nothing to train."""
     frozen = not any(True for _ in module.parameters()) and {"running_mean", "running_var"} <= module._buffers.keys()
     return isinstance(module, _NORMS) or frozen
-
-
-# ---------------------------------------------------------------- the check
-
-
-def _compare(traced: Traced, model: nn.Module, applied: Applied) -> None:
-    args, kwargs = traced.inputs(seed=1)
-    with evaluating(traced.module):
-        expected = _apart(traced, Runner(traced.module).flat(traced.flat(args, kwargs)))
-    tolerance = TOLERANCE
-    try:
-        found = _run(_doubled(model), traced, *pytree.tree_map(wide, (args, kwargs)))
-    except Exception as first:  # the user's code raises whatever it likes
-        try:
-            found, tolerance, applied.dtype = _run(model, traced, args, kwargs), SINGLE_TOLERANCE, "float32"
-        except Exception:
-            raise _does_not_run(traced, model, first) from first
-    errors = [_error(model, *pair) for pair in zip(found, expected, strict=True)]
-    applied.max_relative_error = max(errors, default=0.0)
-    if not applied.max_relative_error <= tolerance:
-        raise VerifyError(
-            f"{type(model).__name__} runs with the new weights and computes something else than the graph (relative "
-            f"error {applied.max_relative_error:.1e} in {applied.dtype}, allowed {tolerance:.0e}): a width, a scale or "
-            "an order of channels is written into its code. Deploy the graph itself; the model is as it was"
-        )
-
-
-def _error(model: nn.Module, found: list[Tensor], expected: list[Tensor]) -> float:
-    """Return the largest difference, relative to the largest value."""
-    if len(found) != len(expected) or any(a.shape != b.shape for a, b in zip(found, expected, strict=False)):
-        shapes = [[tuple(value.shape) for value in values] for values in (found, expected)]
-        raise VerifyError(f"{type(model).__name__} gives outputs of shapes {shapes[0]}, the graph {shapes[1]}")
-    tops = [float(value[value.isfinite()].abs().max()) for value in expected if value.isfinite().any()]
-    scale = max(tops, default=1.0) or 1.0
-    errors = [_distance(a.to(b), b) for a, b in zip(found, expected, strict=True) if b.numel()]
-    return max(errors, default=0.0) / scale
-
-
-def _distance(found: Tensor, expected: Tensor) -> float:
-    """Return the largest difference; infinite where one has a NaN, which no comparison of numbers would notice."""
-    largest = float((found - expected).abs().masked_fill(found == expected, 0.0).max())
-    return float("inf") if math.isnan(largest) else largest
-
-
-def _runs_around_regions(traced: Traced, model: nn.Module) -> None:
-    """Run the whole model once: the code around its regions may have a width of their insides written into it."""
-    regions = traced.regions
-    if regions is None:
-        return
-    try:
-        with evaluating(model):
-            record(model, regions.args, regions.kwargs, ())
-    except Exception as error:
-        raise _does_not_run(traced, model, error) from error
-
-
-def _does_not_run(traced: Traced, model: nn.Module, error: Exception) -> VerifyError:
-    unlike, idle = _unlike_attention(model), _idle(traced, model)
-    if unlike:
-        return VerifyError(
-            f"{type(model).__name__} does not run with the new sizes: {_first_line(error)}, {_place(error)}. {unlike} "
-            "is nn.MultiheadAttention, which has one width for its queries, its output and all heads together, and the "
-            "cut made them differ. Protect its parameters, or deploy the graph itself; the model is as it was"
-        )
-    return VerifyError(
-        f"{type(model).__name__} does not run with the new sizes: {_first_line(error)}, {_place(error)}. A "
-        "width is written into the code there. Take it from a tensor (x.shape) or from the layer, or deploy "
-        f"the graph itself; the model is as it was{idle}"
-    )
-
-
-def _idle(traced: Traced, model: nn.Module) -> str:
-    """Name layers that no output depends on: they are not in the graph, so that they keep widths that others lost."""
-    used = {str(node.target) for node in traced.module.graph.nodes if node.op in ("call_module", "get_attr")}
-    owners = {path for path, layer in model.named_modules() if any(True for _ in layer.parameters(recurse=False))}
-    idle = sorted(path for path in owners if not any(name == path or name.startswith(f"{path}.") for name in used))
-    return f" (no output depends on {', '.join(idle[:3])}, which therefore kept all channels)" if idle else ""
-
-
-def _unlike_attention(model: nn.Module) -> str:
-    """Return the path of an attention layer that lost heads or embedding, which its code cannot; "" if none did."""
-    for path, layer in model.named_modules():
-        if isinstance(layer, nn.MultiheadAttention) and set(layer.out_proj.weight.shape) != {layer.embed_dim}:
-            return str(path)
-    return ""
-
-
-def _doubled(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).double()
-
-
-@torch.no_grad()
-def _run(model: nn.Module, traced: Traced, args: Any, kwargs: Any) -> list[list[Tensor]]:
-    """Run the model's own code: all of it, or each of its regions on what the graph is given for it."""
-    with evaluating(model), torch.random.fork_rng():
-        torch.manual_seed(0)
-        if traced.regions is None:
-            return [_tensors(pytree.tree_leaves(model(*args, **kwargs)))]
-        found = []
-        for call in traced.regions.calls:
-            given, named = pytree.tree_unflatten(list(args[call.inputs]), call.nested)
-            found.append(_tensors(pytree.tree_leaves(model.get_submodule(call.path)(*given, **named))))
-        return found
-
-
-def _apart(traced: Traced, leaves: list[Any]) -> list[list[Tensor]]:
-    """Return the outputs of the graph, those of each region by themselves."""
-    if traced.regions is None:
-        return [_tensors(leaves)]
-    return [_tensors(leaves[call.outputs]) for call in traced.regions.calls]
-
-
-def _tensors(leaves: list[Any]) -> list[Tensor]:
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())]
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
-
-
-def _place(error: BaseException) -> str:
-    """Return the innermost line outside of torch: that is where the user's code asked for it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(_LIBRARY)]
-    if not own:
-        return "inside torch"
-    return f"at {own[-1].filename}:{own[-1].lineno} ({(own[-1].line or '').strip()})"

@@ -34,6 +34,7 @@ from fxprune.graph_tools import module_of
 from fxprune.linear.choice import patterns_of
 from fxprune.linear.shares import Amounts, Shares, check_amounts, shares_of
 from fxprune.linear.sparsity import (
+    FILLED,
     FILLS,
     NEAR_ZERO,
     PRUNED,
@@ -45,6 +46,7 @@ from fxprune.linear.sparsity import (
     lamp_scores,
     masks_of,
     note_masks,
+    pruned_of,
     smallest,
 )
 from fxprune.linear.split import set_whole_weight, split, split_paths, whole_weight
@@ -57,7 +59,9 @@ class PruneWeights(Pass):
     """Prune single weights of convolutions and linear layers; a mean of them stands in their place.
 
     ``module.meta["fxprune.pruned"]`` holds the pruned entries of each layer. A later run counts them in its amount and
-    adds to them, so that pruning can go by steps; their new mean is that of all that was ever pruned.
+    adds to them, so that pruning can go by steps; their new mean is that of all that was ever pruned. A record counts
+    only while the weights hold exactly what was put there: of a layer that was changed since (trained without
+    ``KeepPruned``, written anew) it is dropped, which the report says, and all its weights count as kept.
 
     Behind it ``CalibrateBatchNorm`` does as much again for accuracy, and ``FuseBatchNorm`` keeps all values of a filter
     that are equal equal: run it before ``form="cheap"``, as nothing folds into a layer that was split. A second
@@ -134,18 +138,26 @@ class PruneWeights(Pass):
         """Prune each layer that is asked for."""
         module = traced.module
         chosen = self._shares(module)
-        gone = masks_of(module, PRUNED)
+        gone, lost = pruned_of(module)
         weights = {path: whole_weight(module, path) for path in chosen.nodes}
         masks = self._masks(module, chosen, weights, {path: gone[path] for path in weights if path in gone})
         note_masks(module, PRUNED, {**gone, **{path: mask for path, mask in masks.items() if bool(mask.any())}})
+        fills = {path: fill for path, fill in module.meta.get(FILLED, {}).items() if path in gone}
         for path, node in chosen.nodes.items():
             said = self._prune(module, path, weights[path], masks[path], gone.get(path))
+            if said:
+                fills[path] = self.fill
+                said += f"; the record of an earlier pruning was dropped: {lost[path]}" if path in lost else ""
             why = "it was pruned before" if path in gone else "none of its weights is to go"
             if self.form == "cheap":
                 done, why = self._split(module, path, node, masks[path], why)
                 said = "; ".join(part for part in (said, done) if part)
             yield Change(path, said) if said else Skip(path, why)
-        yield from (Skip(path, reason) for path, reason in chosen.skipped.items())
+        module.meta[FILLED] = fills
+        dropped = {path: f"the record of its pruning was dropped: {why}" for path, why in lost.items()}
+        dropped = {path: said for path, said in dropped.items() if path not in chosen.nodes}
+        for path, reason in {**dropped, **chosen.skipped}.items():
+            yield Skip(path, f"{reason}; {dropped[path]}" if path in dropped and path in chosen.skipped else reason)
 
     def _shares(self, module: fx.GraphModule) -> Shares:
         if self.amount is not None:

@@ -18,7 +18,7 @@ from fxprune.errors import InputError, VerifyError
 
 
 class Residual(nn.Module):
-    """Two residual branches with norms, one dropped at random in training, and an auxiliary head for training."""
+    """A residual branch with a norm, dropped at random in training, and a second output for training alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +27,6 @@ class Residual(nn.Module):
         self.b = nn.Conv2d(24, 16, 1)
         self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
         self.head = nn.Linear(16, 5)
-        self.auxiliary = nn.Linear(16, 5)
 
     def forward(self, x: Tensor) -> Any:
         x = self.stem(x)
@@ -178,7 +177,139 @@ def test_training_goes_on_as_the_code_says() -> None:
     logits, extra = model(IMAGE)  # the branch of the code that the graph never saw
     (logits.sum() + extra).backward()
     assert model.stem.weight.grad is not None
-    assert model.auxiliary.weight.shape == (5, 16)  # what the graph did not call stays
+
+
+class Headed(nn.Module):
+    """An auxiliary head and a buffer, both for training alone, read what the trunk of the graph computes."""
+
+    def __init__(self, head: str = "") -> None:
+        super().__init__()
+        self.kind = head
+        self.a, self.b, self.out = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1), nn.Linear(16, 5)
+        self.auxiliary = nn.Sequential(nn.Flatten(), nn.Linear(16, 5))
+        self.register_buffer("centre", torch.rand(16))
+
+    def forward(self, x: Tensor) -> Any:
+        inner = self.a(x).relu()
+        if self.training and self.kind == "labels":
+            raise ValueError("labels are missing")
+        y = self.out(self.b(inner).mean((2, 3)))
+        inner = inner.mean((2, 3))
+        if self.training and self.kind == "head":
+            return y, self.auxiliary(inner)
+        return (y, (inner - self.centre).square().sum()) if self.training and self.kind == "buffer" else y
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            "head",
+            r"in training mode Headed runs as it was, and not with the new sizes: auxiliary\.1 stops with .*protect",
+        ),
+        ("buffer", r"not with the new sizes: the model's own code stops with .*centre.*protect"),
+        ("labels", r"nobody can tell .* does not use auxiliary\.1, and in .* does not run on the example .*labels are"),
+    ],
+)
+def test_a_head_for_training_that_reads_what_was_removed(kind: str, message: str) -> None:
+    model, _, result = pruned(lambda: Headed(kind), IMAGE)
+    before = state(model)
+    with pytest.raises(VerifyError, match=message):
+        result.apply_to(model)
+    assert same(before, state(model))
+    model.train()
+    generator = torch.get_rng_state()
+    apply_to(result.traced, model, training=False)
+    assert torch.equal(generator, torch.get_rng_state())
+    assert model.a.out_channels < 16
+    assert model.training
+
+
+def test_a_head_for_training_that_is_fed_by_protected_layers() -> None:
+    torch.manual_seed(0)
+    model = Headed("head").eval()
+    traced = fxprune.trace(copy.deepcopy(model), IMAGE)
+    plan = fxprune.make_plan(traced, macs=0.8, round_to=1, protect="a.*")
+    assert apply_to(fxprune.cut(traced, plan), model).notes == []
+    assert [value.shape for value in model.train()(IMAGE)] == [(2, 5), (2, 5)]
+    assert model.b.out_channels < 16
+
+
+def test_training_that_cannot_be_checked_is_told() -> None:
+    """Without a head that the graph does not use there is nothing that reads what it should not."""
+    model = nn.Sequential(nn.Linear(6, 16), Refuses(), nn.Linear(16, 4))
+    traced = fxprune.trace(copy.deepcopy(model), VECTOR)
+    [note] = apply_to(fxprune.cut(traced, fxprune.make_plan(traced, macs=0.5, round_to=1)), model).notes
+    assert "whether Sequential runs in training mode was not checked" in note
+    assert "no training here" in note
+
+
+class Refuses(nn.Module):
+    """Does not run in training mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise ValueError("no training here")
+        return x.relu()
+
+
+class Rounding(nn.Module):
+    """Casts as the norms of Hugging Face do, and holds a tensor that is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.scale = nn.Linear(6, 16), nn.Linear(16, 4), torch.tensor([0.1, 0.3, 0.7, 0.9])
+        self.weight = nn.Parameter(torch.ones(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        y = x.to(torch.float32)
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6)
+        y = self.b(self.weight * y.to(x.dtype)).softmax(-1, dtype=torch.float32)
+        z = torch.zeros(4)
+        z[1:].add_(y.sum(0)[1:])
+        return y * self.scale + z + torch.tensor([0.1, 0.2, 0.3, 0.7]).half()
+
+
+class Halved(nn.Module):
+    """A trunk in half precision under a head in single."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12)).bfloat16()
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.trunk(x.bfloat16()).float())
+
+
+@pytest.mark.parametrize("build", [Rounding, Halved])
+def test_casts_in_the_code_do_not_round(build: Callable[[], nn.Module]) -> None:
+    model, _, result = pruned(build, VECTOR)
+    applied = result.apply_to(model)
+    assert applied.max_relative_error <= 1e-12
+    assert applied.dtype == "float64"
+    model, _, result = pruned(build, VECTOR)
+    last = model.b if isinstance(model, Rounding) else model.head
+    last.register_forward_hook(lambda module, args, output: output * (1 + 1e-7))
+    with pytest.raises(VerifyError, match="computes something else than the graph"):
+        result.apply_to(model)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile], ids=["DataParallel", "compile"])
+def test_wrappers_that_were_traced(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    inner = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    model = wrap(inner)
+    traced = fxprune.trace(model, VECTOR)
+    result = fxprune.Pipeline([passes.PruneChannels(fxprune.make_plan(traced, macs=0.5, round_to=1))])(traced)
+    assert result.apply_to(model).max_relative_error <= 1e-9
+    assert inner[0].out_features == inner[2].in_features < 16
+
+
+def test_another_model_is_named_as_such() -> None:
+    _, _, result = pruned(Residual, IMAGE)
+    with pytest.raises(InputError, match="stem.weight is in the graph and not in Tied: it is not the model that was"):
+        result.apply_to(Tied())
 
 
 def test_folded_norms_become_identities() -> None:
@@ -228,7 +359,7 @@ def test_other_layers_are_refused() -> None:
     model, traced, _ = pruned(Residual, IMAGE)
     before = state(model)
     expanded = fxprune.Pipeline([passes.OverParameterize(rate=2)])(traced)
-    with pytest.raises(InputError, match="Apply the result before that pass"):
+    with pytest.raises(InputError, match="apply the result before that pass"):
         expanded.apply_to(model)
     assert same(before, state(model))
 

@@ -276,7 +276,7 @@ def shuffled(w: Writer, x: Value) -> Value | None:
     groups = w.divisor(x.channels)
     if groups is None:
         return None
-    code = f"{x.name}.unflatten(1, ({groups}, {x.channels // groups})).transpose(1, 2).flatten(1, 2)"
+    code = f"{x.name}.unflatten(1, (-1, {x.channels // groups})).transpose(1, 2).flatten(1, 2)"
     return w.same(code, x)
 
 
@@ -309,7 +309,7 @@ def pixel_unshuffled(w: Writer, x: Value) -> Value | None:
     return w.let(f"F.pixel_unshuffle({x.name}, 2)", "image", (4 * x.channels, *(size // 2 for size in x.sizes[1:])))
 
 
-@operation("image", "vector", reads=True, bakes=True)
+@operation("image", "vector", reads=True)
 def maxout(w: Writer, x: Value) -> Value | None:
     groups = w.divisor(x.channels)
     if groups is None:

@@ -39,39 +39,38 @@ def swiglu_packed(w: Writer, x: Value) -> Value | None:
     return w.same(f"{x.name} + {down}(F.glu({both}({x.name}), -1))", x)
 
 
-@operation("tokens", reads=True, bakes=True)
+@operation("tokens", reads=True)
 def attention(w: Writer, x: Value) -> Value | None:
     heads, size = w.pick((2, 3)), w.pick((2, 4))
     inner = heads * size
     parts = [w.layer(f"nn.Linear({x.channels}, {inner})") for _ in range(3)]
-    q, k, v = (f"{part}({x.name}).unflatten(2, ({heads}, {size})).transpose(1, 2)" for part in parts)
+    q, k, v = (f"{part}({x.name}).unflatten(2, (-1, {size})).transpose(1, 2)" for part in parts)
     out = w.layer(f"nn.Linear({inner}, {x.channels})")
     causal = w.pick(("", ", is_causal=True"))
     mixed = f"F.scaled_dot_product_attention({q}, {k}, {v}{causal})"
     return w.same(f"{x.name} + {out}({mixed}.transpose(1, 2).flatten(2))", x)
 
 
-@operation("tokens", reads=True, bakes=True)
+@operation("tokens", reads=True)
 def attention_packed(w: Writer, x: Value) -> Value | None:
     heads, size = w.pick((2, 3)), w.pick((2, 4))
     inner = heads * size
     packed, out = w.layer(f"nn.Linear({x.channels}, {3 * inner})"), w.layer(f"nn.Linear({inner}, {x.channels})")
-    parts = w.let(f"{packed}({x.name}).unflatten(2, (3, {heads}, {size})).permute(2, 0, 3, 1, 4)", "tokens", x.sizes)
+    parts = w.let(f"{packed}({x.name}).unflatten(2, (3, -1, {size})).permute(2, 0, 3, 1, 4)", "tokens", x.sizes)
     scores = f"({parts.name}[0] @ {parts.name}[1].transpose(-2, -1) * {size**-0.5}).softmax(-1)"
     return w.same(f"{x.name} + {out}(({scores} @ {parts.name}[2]).transpose(1, 2).flatten(2))", x)
 
 
-@operation("tokens", reads=True, bakes=True)
+@operation("tokens", reads=True)
 def attention_grouped(w: Writer, x: Value) -> Value | None:
-    shared, each, size = w.pick((2, 1)), 2, w.pick((2, 4))
+    shared, each, size = w.pick((2, 3)), 2, w.pick((2, 4))  # one alone would lose a part of its width
     heads = shared * each
     q = w.layer(f"nn.Linear({x.channels}, {heads * size})")
     k, v = (w.layer(f"nn.Linear({x.channels}, {shared * size})") for _ in range(2))
     out = w.layer(f"nn.Linear({heads * size}, {x.channels})")
-    queries = f"{q}({x.name}).unflatten(2, ({heads}, {size})).transpose(1, 2)"
+    queries = f"{q}({x.name}).unflatten(2, (-1, {size})).transpose(1, 2)"
     keys, values = (
-        f"{part}({x.name}).unflatten(2, ({shared}, {size})).transpose(1, 2).repeat_interleave({each}, 1)"
-        for part in (k, v)
+        f"{part}({x.name}).unflatten(2, (-1, {size})).transpose(1, 2).repeat_interleave({each}, 1)" for part in (k, v)
     )
     mixed = f"F.scaled_dot_product_attention({queries}, {keys}, {values})"
     return w.same(f"{x.name} + {out}({mixed}.transpose(1, 2).flatten(2))", x)

@@ -64,14 +64,32 @@ def _check_names(model: nn.Module) -> None:
 
 
 def check_samples(args: Any, kwargs: Any) -> None:
-    """Refuse inputs without a sample: nothing could be counted or compared.
+    """Refuse inputs that have no batch to count and compare in.
 
     Raises:
-        InputError: A tensor has no elements in its first dimension.
+        InputError: A tensor has no elements in its first dimension, is nested, or is part of a packed sequence.
     """
+    if packed((args, kwargs)):
+        raise InputError(
+            "the example inputs hold a packed sequence, whose first dimension is steps and samples in one; give a "
+            "model that takes the padded sequence and packs it itself, so that the parts around can be captured"
+        )
     for place, leaf in pytree.tree_flatten_with_path((args, kwargs))[0]:
-        if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == 0:
+        if not isinstance(leaf, Tensor):
+            continue
+        where = f"the example input{pytree.keystr(place[1:])}"
+        if leaf.is_nested:
             raise InputError(
-                f"the example input{pytree.keystr(place[1:])} has shape {tuple(leaf.shape)}, which holds no sample; "
-                "give one at least"
+                f"{where} is a nested tensor, whose samples differ in size; give a padded one (to_padded_tensor)"
             )
+        if leaf.ndim and leaf.shape[0] == 0:
+            raise InputError(f"{where} has shape {tuple(leaf.shape)}, which holds no sample; give one at least")
+
+
+def packed(values: Any) -> bool:
+    """Whether there is a packed sequence somewhere in nested values."""
+
+    def is_packed(value: Any) -> bool:
+        return isinstance(value, nn.utils.rnn.PackedSequence)
+
+    return any(map(is_packed, pytree.tree_leaves(values, is_leaf=is_packed)))

@@ -13,12 +13,13 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.program import reason_of
 from fxprune.capture.propagate import KEY, propagate
-from fxprune.capture.recording import Inputs, Recording, memory_of, record
+from fxprune.capture.recording import Inputs, Recording, record
 from fxprune.capture.regions import Call, Regions
 from fxprune.capture.scaled import sizes_from_symbols
-from fxprune.capture.submodule import MOST, SubGraph, alike, capture_calls
+from fxprune.capture.submodule import MOST, OtherFunction, SubGraph, alike, capture_calls
 from fxprune.capture.traced import Traced
 from fxprune.capture.union import NodeMap, Piece, unite
+from fxprune.capture.untouched import memory_of
 from fxprune.errors import CaptureError, FxPruneError
 from fxprune.graph_tools import shape_of
 
@@ -41,27 +42,39 @@ def capture_regions(
     paths = {module: path for path, module in model.named_modules() if path and _may_be_region(module)}
     left = {"": reason_of(problem)}
     known: dict[nn.Module, list[SubGraph]] = {}
+    told: list[str] = []
     while True:
         if not paths:
             raise _nothing(model, left, problem)
         recording = _watched(model, args, kwargs, paths, problem)
-        failed = []
-        for module, calls in recording.calls.items():
-            if module in known and alike([c for g in known[module] for c in g.calls], calls):
-                continue
-            try:
-                known[module] = capture_calls(module, calls, dynamic)
-            except FxPruneError as error:
-                left[paths[module]] = reason_of(error)
-                failed.append(module)
+        failed = _capture_new(recording, known, dynamic)
         if not failed:
             break
-        for module in failed:
-            del paths[module]
+        for module, error in failed.items():
+            path, reason = paths.pop(module), reason_of(error)
+            left[path] = reason
+            if isinstance(error, OtherFunction):
+                told.append(f"{path} is no region as a whole: {reason}")
     if not recording.calls:
         raise _nothing(model, left, problem)
     found = {paths[module]: known[module] for module in recording.calls}
-    return _united(model, (args, kwargs), found, left, recording)
+    return _united(model, (args, kwargs), found, left, recording, told)
+
+
+def _capture_new(
+    recording: Recording, known: dict[nn.Module, list[SubGraph]], dynamic: bool
+) -> dict[nn.Module, FxPruneError]:
+    """Capture all that was called and is not known yet; return what cannot be captured."""
+    failed: dict[nn.Module, FxPruneError] = {}
+    for module, calls in recording.calls.items():
+        if module in recording.leaks:
+            failed[module] = OtherFunction(recording.leaks[module])
+        elif module not in known or not alike([c for g in known[module] for c in g.calls], [c.inputs for c in calls]):
+            try:
+                known[module] = capture_calls(module, calls, dynamic)
+            except FxPruneError as error:
+                failed[module] = error
+    return failed
 
 
 def _watched(
@@ -100,9 +113,14 @@ def _nothing(model: nn.Module, left: Mapping[str, str], problem: CaptureError) -
 
 
 def _united(
-    model: nn.Module, given: Inputs, found: Mapping[str, list[SubGraph]], left: dict[str, str], recording: Recording
+    model: nn.Module,
+    given: Inputs,
+    found: Mapping[str, list[SubGraph]],
+    left: dict[str, str],
+    recording: Recording,
+    notes: list[str],
 ) -> Traced:
-    notes, pieces, kinds = list[str](), list[Piece](), list[_Kind]()
+    pieces, kinds = list[Piece](), list[_Kind]()
     for path, graphs in found.items():
         for variant, graph in enumerate(graphs):
             notes += [f"{path}: {note}" for note in graph.notes]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from fxprune.capture.accepted import accepted, check_samples
 from fxprune.capture.by_region import capture_regions
@@ -13,6 +14,7 @@ from fxprune.capture.program import as_layers, at_least_two, export_program, nor
 from fxprune.capture.propagate import KEY, propagate
 from fxprune.capture.scaled import sizes_from_symbols
 from fxprune.capture.traced import Traced
+from fxprune.capture.untouched import apart, unchanged
 from fxprune.errors import CaptureError, InputError
 
 
@@ -28,7 +30,8 @@ def trace(
     """Capture ``model`` as one ``torch.fx`` graph that calls its layers by their own names.
 
     The graph is captured in eval mode by ``torch.export`` with a dynamic batch (dimension 0 of every input), and lifted
-    back to module calls. It shares its parameters with ``model``; the model itself is left as it was.
+    back to module calls. It shares its parameters with ``model``; the model itself is left as it was, and so are inputs
+    that hold state, such as a cache of keys and values.
 
     A model that decides by the values of tensors, such as a detector, has no such graph. Its largest sub-modules that
     have one are captured side by side, with the inputs that they get when the model runs on the example inputs:
@@ -55,9 +58,10 @@ def trace(
     args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
     named = dict(kwargs or {})
     check_samples(args, named)
+    args, named = pytree.tree_map(apart, (args, named))
     if dynamic_size and not dynamic_batch:
         raise InputError("dynamic_size leaves the batch open too; leave dynamic_batch=False out")
-    with quiet_eval(model):
+    with unchanged(model), quiet_eval(model):
         try:
             return _whole(model, args, named, dynamic_batch, dynamic_size)
         except CaptureError as problem:

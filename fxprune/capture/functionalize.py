@@ -95,6 +95,21 @@ def leave_out_state(graph: fx.Graph) -> list[str]:
     return [f"the model writes into {names}, and the graph does not: nothing that it returns depends on it"]
 
 
+def notes_of_written_inputs(graph: fx.Graph) -> list[str]:
+    """Return notes of the inputs that the model writes into; a graph without in-place operations leaves them alone."""
+    inputs = {_storage(node): node for node in graph.find_nodes(op="placeholder") if _storage(node) is not None}
+    written: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        for place in _written_by(node) if is_inplace(node) else []:
+            if _storage(place) in inputs:
+                written.setdefault(inputs[_storage(place)], node)
+    return [
+        f"the model writes into its input {read.target} at {write.meta.get('source') or write.name}, and the graph "
+        "does not: who reads it afterwards sees no change"
+        for read, write in written.items()
+    ]
+
+
 def _written_by(node: fx.Node) -> list[Any]:
     if _updates_statistics(node):
         return [value for value in node.args[3:5] if isinstance(value, fx.Node)]

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture.functionalize import (
     functionalize,
     leave_out_state,
+    notes_of_written_inputs,
     restore_vocabulary,
     spell_copies,
     writes_through_views,
@@ -26,6 +27,7 @@ from fxprune.capture.functionalize import (
 from fxprune.capture.inline import inline_wrappers
 from fxprune.capture.lift import Lifter, module_path
 from fxprune.capture.modules import location_of
+from fxprune.capture.untouched import apart, copied, running, warm
 from fxprune.errors import CaptureError, FxPruneError, InputError
 
 _NOISE = {
@@ -107,13 +109,14 @@ def export_program(
         CaptureError: None of them leads to a program.
         InputError: The model does not run on these inputs.
     """
-    notes: list[str] = []
+    notes = warm(model, args, kwargs)
     problem: Exception | None = None
     if shapes is not None:
         try:
             program = _export(model, args, kwargs, shapes)
             if _batch_is_symbolic(program):
-                return program, *_really_open(program, args, kwargs, shapes)
+                shapes, more = _really_open(program, args, kwargs, shapes)
+                return program, shapes, [*notes, *more]
             notes.append(f"the batch is static at {_batch_of(args, kwargs)}: the model's code fixes it")
             return program, None, notes
         except Exception as error:  # torch.export raises many kinds; each is reported below
@@ -147,13 +150,16 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sha
 
 
 def distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return inputs with a copy of each tensor that is given again: an exporter takes one for the other ever after."""
+    """Return inputs with a copy of each tensor that is given again: an exporter takes one for the other ever after.
+
+    So are objects that hold state, which a forward may change.
+    """
     seen: set[int] = set()
 
     def own(leaf: Any) -> Any:
         again = isinstance(leaf, Tensor) and id(leaf) in seen
         seen.add(id(leaf))
-        return leaf.clone() if again else leaf
+        return leaf.clone() if again else apart(leaf)
 
     copied: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(own, (args, kwargs))
     return copied
@@ -241,14 +247,24 @@ def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], pr
         f"{tuple(x.shape)} {x.dtype}" for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)
     )
     try:
-        with torch.no_grad():
-            model(*args, **kwargs)
+        with running(model):
+            given = pytree.tree_map(copied, (args, kwargs))
+            model(*given[0], **given[1])
     except Exception as error:
         return InputError(
-            f"{name} does not run on inputs {shapes}: {_first_line(error)}, at {_source_line(error)}; "
-            "give inputs of the shape and dtype it was made for"
+            f"{name} does not run on inputs {shapes}: {_first_line(error)}{_at(error)}; {_remedy(model, args, kwargs)}"
         )
-    return _NoGraph(name, f"{_first_line(problem)}, at {_source_line(problem)}")
+    return _NoGraph(name, f"{_first_line(problem)}{_at(problem)}")
+
+
+def _remedy(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Say what inputs to give; where they are on another device than the model, which."""
+    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    theirs = sorted({str(leaf.device) for leaf in leaves})
+    own = sorted({str(tensor.device) for tensor in [*model.parameters(), *model.buffers()]})
+    if own and theirs and own != theirs:
+        return f"the model is on {' and '.join(own)} and its inputs are on {' and '.join(theirs)}: bring both to one device"
+    return "give inputs of the shape and dtype it was made for"
 
 
 class _NoGraph(CaptureError):
@@ -262,21 +278,22 @@ class _NoGraph(CaptureError):
         )
 
 
-def _source_line(error: BaseException | None) -> str:
-    """Return the innermost place outside torch that an error passed through."""
+def _at(error: BaseException | None) -> str:
+    """Return ``, at file:line``, the innermost place outside torch that an error passed through, or "" for none."""
     chain = error
     while chain is not None:
         place = innermost(traceback.extract_tb(chain.__traceback__))
         if place:
-            return place
+            return f", at {place}"
         chain = chain.__cause__ or chain.__context__
     found = re.search(r'File "([^"]+)", line (\d+)', str(error))
-    return f"{found[1]}:{found[2]}" if found else "an unknown line"
+    return f", at {found[1]}:{found[2]}" if found else ""
 
 
 def innermost(frames: traceback.StackSummary) -> str:
     """Return ``file:line: code`` of the innermost frame outside torch and this library, "" if there is none."""
-    outside = [f for f in frames if "/torch/" not in f.filename and "/fxprune/" not in f.filename]
+    inside = ("/torch/", "/fxprune/", "<")  # "<string>" is code made while it runs: no place that one can look at
+    outside = [f for f in frames if not any(part in f.filename for part in inside)]
     return f"{outside[-1].filename}:{outside[-1].lineno}: {outside[-1].line}" if outside else ""
 
 
@@ -315,7 +332,7 @@ def normalised(program: Any, model: nn.Module) -> tuple[fx.GraphModule, list[str
         for node in graph.nodes:
             node.meta["path"] = module_path(node)
             node.meta["source"] = _source_of(node)
-        notes += leave_out_state(graph)
+        notes += [*leave_out_state(graph), *notes_of_written_inputs(graph)]
         functionalize(graph)
         spell_copies(graph)
     return module, notes

@@ -92,7 +92,7 @@ def record(
 
 def random_state() -> list[Tensor]:
     """Return the state of the random numbers of all devices that are in use."""
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     return [torch.get_rng_state(), *devices]
 
 
@@ -147,7 +147,7 @@ class _Flow:
     def read(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
             storage = _storage(tensor)
-            maker = self.made[storage][0] if storage in self.made else None
+            maker = self.made[storage][0] if storage in self.made else None  # None: it was there before
             if self.now and maker not in (None, self.now) and storage not in self.given:
                 self._leak(self.now, "reads a tensor that is made elsewhere and is none of its inputs")
             known = _extent(tensor) in self.public
@@ -168,8 +168,8 @@ class _Flow:
             if storage in known:
                 if not self.now:  # a view of what may be read here, or else it was told when it was read
                     self.public.add(_extent(tensor))
-            elif storage not in self.made:
-                self.made[storage] = self.now, StorageWeakRef(tensor.untyped_storage())
+            elif storage and storage not in self.made:
+                self.made[storage] = self.now, StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
     def _leak(self, call: int, what: str) -> None:
         module = self.modules[call]

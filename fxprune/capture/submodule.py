@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.accepted import packed
+from fxprune.capture.agreement import difference
 from fxprune.capture.program import as_layers, at_least_two, export_program, in_order, is_open, normalised
 from fxprune.capture.propagate import propagate
-from fxprune.capture.recording import Inputs
+from fxprune.capture.recording import Inputs, Observed, set_random_state
 from fxprune.capture.regions import first_size
 from fxprune.errors import CaptureError, FxPruneError
 
@@ -27,6 +29,7 @@ class SubGraph:
 
     Attributes:
         plain: The graph in normal form.
+        layers: The same as calls of the sub-module's layers.
         free: For each input, the dimensions that may have any size.
         returned: How its outputs are nested.
         calls: The recorded calls.
@@ -35,6 +38,7 @@ class SubGraph:
     """
 
     plain: fx.GraphModule
+    layers: fx.GraphModule
     free: tuple[tuple[int, ...], ...]
     returned: pytree.TreeSpec
     calls: list[Inputs]
@@ -56,18 +60,47 @@ class SubGraph:
         return sorted(found, key=lambda pair: -_elements(pair[0]))
 
 
-def capture_calls(module: nn.Module, calls: Sequence[Inputs], dynamic: bool) -> list[SubGraph]:
+class OtherFunction(CaptureError):
+    """A graph of a sub-module does not compute what the sub-module did."""
+
+
+def capture_calls(module: nn.Module, calls: Sequence[Observed], dynamic: bool) -> list[SubGraph]:
     """Capture a sub-module for all its calls, by as few graphs as will do.
 
     Raises:
+        OtherFunction: There is a call that returned something else than the graph does.
         FxPruneError: There is a call that it cannot be captured for.
     """
-    found = [graph for same in _grouped(calls, _kind) for graph in _of_kind(module, same, dynamic)]
+    found = [
+        graph for same in _grouped([call.inputs for call in calls], _kind) for graph in _of_kind(module, same, dynamic)
+    ]
     if len(found) > MOST:
         raise CaptureError(
             f"it is called with {len(found)} kinds of inputs, and its graph is another one for each (at most {MOST})"
         )
+    for graph in found:
+        mine = {id(inputs) for inputs in graph.calls}
+        for number, call in enumerate(calls, 1):
+            if id(call.inputs) in mine:
+                _compare(graph, call, f"call {number} of {len(calls)}")
     return found
+
+
+def _compare(graph: SubGraph, call: Observed, which: str) -> None:
+    """Hold a graph to what the sub-module returned: an attribute may have been set since, or it counts its calls."""
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            set_random_state(call.random)
+            leaves = pytree.tree_leaves(call.inputs)
+            outputs = fx.Interpreter(graph.layers).run(*leaves, enable_io_processing=False)
+        wrong = difference(outputs, call.returned)
+    except Exception as error:  # anything may be raised by operations on sizes that they were not captured for
+        wrong = f"{type(error).__name__}: {error}".splitlines()[0]
+    if wrong:
+        raise OtherFunction(
+            f"its graph does not give what {which} returned ({wrong}): what it computes depends on more than its "
+            "inputs, as on an attribute that is set between calls; make that an input"
+        )
 
 
 def _of_kind(module: nn.Module, calls: list[Inputs], dynamic: bool) -> list[SubGraph]:
@@ -89,6 +122,8 @@ def _of_kind(module: nn.Module, calls: list[Inputs], dynamic: bool) -> list[SubG
 
 def _graph(module: nn.Module, calls: list[Inputs], varying: Sequence[tuple[int, ...]] | None) -> SubGraph:
     """Capture the largest of the calls with the batch and some more sizes left open; None opens nothing."""
+    if packed(calls[0]):
+        raise CaptureError("it is called with a packed sequence, whose first dimension is steps and samples in one")
     given = _example(calls)
     if varying is None:
         return _exported(module, given, calls, None)
@@ -109,7 +144,7 @@ def _exported(module: nn.Module, given: Inputs, calls: list[Inputs], shapes: Any
     plain, more = normalised(program, module)
     trial = as_layers(module, fx.GraphModule(plain, copy.deepcopy(plain.graph)))
     propagate(trial, *given)
-    return SubGraph(plain, _free(program), program.call_spec.out_spec, calls, doubled, [*notes, *more])
+    return SubGraph(plain, trial, _free(program), program.call_spec.out_spec, calls, doubled, [*notes, *more])
 
 
 def _open(leaf: Any, dims: Sequence[int]) -> dict[int, Any] | None:

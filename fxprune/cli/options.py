@@ -20,6 +20,7 @@ TRAIN = "train"
 """Name of the one step that is no pass: a training."""
 CALIBRATE = "calibrate-batchnorm"
 LAYERS = "remove-layers"
+WEIGHTS = "prune-weights"
 FROM_DATA = ("batch", "max_batches")
 """Options, of passes that measure on data, of a recipe alone: how many images in a batch, and how many batches."""
 

@@ -5,13 +5,13 @@ Everything that can be told before the first step runs is told then, since a ste
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
-from fxprune.cli.options import CALIBRATE, LAYERS, PRUNE, TRAIN, PassChoice
-from fxprune.cli.recipe_training import METHODS, methods_of, pruning_method
+from fxprune.cli.options import CALIBRATE, LAYERS, PRUNE, TRAIN, WEIGHTS, PassChoice
+from fxprune.cli.recipe_training import KEEP, METHODS, methods_of, pruning_method
 
-PRUNES = (PRUNE, LAYERS, "prune-weights", "merge-basis")
+PRUNES = (PRUNE, LAYERS, WEIGHTS, "merge-basis")
 """Passes behind which a model is smaller, or has fewer weights that matter."""
 MEASURED = ("cka", "probe", "taylor")
 """Scores of layers that need data."""
@@ -35,7 +35,7 @@ def problem_in(steps: Sequence[PassChoice], *, data: bool) -> Problem | None:
     """
     for number, step in enumerate(steps):
         found = _needs_data(step, data) or _needs_step(steps, number) or _needs_teacher(steps, number)
-        found = found or _needs_cut(steps, number) or _cuts_once(steps, number)
+        found = found or _needs_cut(steps, number) or _cuts_once(steps, number) or _keeps_pruned(steps, number)
         if found:
             return Problem(number, *found)
     if not any(step.name in PRUNES for step in steps):
@@ -101,9 +101,16 @@ def _needs_data(step: PassChoice, data: bool) -> tuple[str, str] | None:
 def _needs_step(steps: Sequence[PassChoice], number: int) -> tuple[str, str] | None:
     """Refuse what needs another step in front of it, and does not have it."""
     step, before = steps[number], steps[:number]
-    trained = any("hyperspherical" in each.options for each in before if each.name == TRAIN)
-    if step.name == "prune-weights" and step.options.get("criterion") == "trained" and not trained:
-        return "criterion", 'criterion = "trained" needs a train step with hyperspherical in front of it'
+    trainings = [each for each in before if each.name == TRAIN]
+    if step.name == WEIGHTS and step.options.get("criterion") == "trained":
+        if not any("hyperspherical" in each.options for each in trainings):
+            return "criterion", 'criterion = "trained" needs a train step with hyperspherical in front of it'
+        if "hyperspherical" not in trainings[-1].options:
+            return "criterion", (
+                'criterion = "trained" takes the set that hyperspherical drove near zero, and a train step without it '
+                f"stands between, which moves these weights again: put {WEIGHTS} in front of that step, and "
+                "keep-pruned = {} into it"
+            )
     for name in methods_of(step.options) if step.name == TRAIN else ():
         needed = METHODS[name].needs
         if needed and needed not in [each.name for each in before]:
@@ -121,10 +128,44 @@ def _needs_teacher(steps: Sequence[PassChoice], number: int) -> tuple[str, str] 
 
 
 def _needs_cut(steps: Sequence[PassChoice], number: int) -> tuple[str, str] | None:
-    if _gives(steps[number]) != "plan" or (number + 1 < len(steps) and steps[number + 1].name == PRUNE):
+    """Refuse a training whose result nothing carries out: it would end without a word that its budget was missed."""
+    step, behind = steps[number], [each.name for each in steps[number + 1 :]]
+    if _gives(step) == "nothing":
         return None
-    name = str(pruning_method(steps[number].options))
-    return name, f"{name} ends with a plan that nothing carries out: the step behind it has to be {PRUNE}"
+    name = str(pruning_method(step.options))
+    if _gives(step) == "plan":
+        if behind[:1] == [PRUNE]:
+            return None
+        return name, f"{name} ends with a plan that nothing carries out: the step behind it has to be {PRUNE}"
+    taken_by = METHODS[name].taken_by
+    if taken_by in behind or not _drops(name, step.options[name]):
+        return None
+    return name, (
+        f"{name} drives weights to where they can be taken out, and nothing takes them out: a step behind it has to be "
+        f"{taken_by}"
+    )
+
+
+def _drops(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a method that gives a model is asked to take something from it."""
+    if name == "basis-scaling":
+        return "params" in options or "macs" in options
+    return bool(options.get("strength", 1.0))
+
+
+def _keeps_pruned(steps: Sequence[PassChoice], number: int) -> tuple[str, str] | None:
+    """Refuse a training that would make pruned weights dense again."""
+    if steps[number].name != TRAIN or KEEP in methods_of(steps[number].options):
+        return None
+    for step in reversed(steps[:number]):
+        if step.name == "decompose-basis":  # of which layers is not known here; the report says what is lost
+            return None
+        if step.name == WEIGHTS:
+            return "name", (
+                f"this training would move the weights that {WEIGHTS} pruned in front of it, and none would be pruned "
+                f"any more: add {KEEP} = {{}} to it, or put {WEIGHTS} behind it"
+            )
+    return None
 
 
 def _cuts_once(steps: Sequence[PassChoice], number: int) -> tuple[str, str] | None:

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from fxprune.cli.options import WEIGHTS
 from fxprune.cli.recipe_types import converted, fits, in_words, types_of
 from fxprune.errors import FxPruneError
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from fxprune.training import Recipe
 
 CPU = "cpu"
+KEEP = "keep-pruned"
 
 
 @dataclass(frozen=True)
@@ -39,20 +41,22 @@ class Method:
         cls: The name of its class there.
         gives: What its ``finish`` returns: a plan, which prune-channels has to carry out, a pruned model, or nothing.
         needs: The step that has to come before it.
+        taken_by: The step that takes out what a training that gives a model drove there.
     """
 
     cls: str
     gives: Literal["plan", "model", "nothing"] = "nothing"
     needs: str = ""
+    taken_by: str = ""
 
 
 METHODS = {
     "tpp": Method("TPP", "plan"),
     "growing-l2": Method("GrowingL2", "plan"),
     "plain-l1": Method("PlainL1", "plan"),
-    "basis-scaling": Method("BasisScaling", "model", "decompose-basis"),
-    "hyperspherical": Method("Hyperspherical", "model"),
-    "keep-pruned": Method("KeepPruned", needs="prune-weights"),
+    "basis-scaling": Method("BasisScaling", "model", "decompose-basis", taken_by="merge-basis"),
+    "hyperspherical": Method("Hyperspherical", "model", taken_by=WEIGHTS),
+    KEEP: Method("KeepPruned", needs=WEIGHTS),
     "distillation": Method("Distillation"),
 }
 _NOT_IN_A_FILE = ("self", "traced", "student", "teacher", "plan", "steps")  # the command gives these

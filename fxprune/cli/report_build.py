@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import fxprune
 from fxprune.cli.coupled import coupled
-from fxprune.cli.options import TRAIN, PassChoice
+from fxprune.cli.options import TRAIN, WEIGHTS, PassChoice
 from fxprune.cli.recipe import write_recipe
 from fxprune.cli.recipe_training import methods_of
 
@@ -79,17 +79,25 @@ def _of_the_cut(cut: Cut | None, budget: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_single_weights(run: Run) -> list[str]:
-    """Say how many single weights were pruned, which no count of parameters shows."""
-    from fxprune.linear.sparsity import PRUNED, masks_of
+    """Say how many single weights are pruned, which no count of parameters shows, and where they no longer are."""
+    from fxprune.linear.sparsity import pruned_of
 
-    masks = masks_of(run.stored.module, PRUNED).values()
-    if not masks:
-        return []
-    gone, weights = sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
-    return [
-        f"{gone:,} of {weights:,} weights of {len(masks)} layers are pruned. Files hold one number in their places; "
-        "fxprune.deploy.compact.save_compact writes a file without them"
-    ]
+    masks, lost = pruned_of(run.stored.module)
+    notes = []
+    if masks:
+        gone, weights = sum(int(mask.sum()) for mask in masks.values()), sum(mask.numel() for mask in masks.values())
+        notes.append(
+            f"{gone:,} of {weights:,} weights of {len(masks)} layers are pruned. Files hold one number in their "
+            "places; fxprune.deploy.compact.save_compact writes a file without them"
+        )
+    if lost:
+        path, why = next(iter(lost.items()))
+        others = f" and {len(lost) - 1} others" if len(lost) > 1 else ""
+        notes.append(
+            f"What {WEIGHTS} pruned in {path}{others} is not counted, and may not be pruned any more ({path}: {why}). "
+            f"Put {WEIGHTS} behind the steps that change these layers, and keep-pruned into trainings behind it"
+        )
+    return notes
 
 
 def _step_name(choice: PassChoice) -> str:

@@ -13,7 +13,7 @@ Whose mean could not be found, so there are three [DESIGN]. With ``P`` the prune
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -25,6 +25,24 @@ NEAR_ZERO = "fxprune.near_zero"
 """Key in a graph module's ``meta``: path of a layer -> the entries of its weight that training drove to zero."""
 PRUNED = "fxprune.pruned"
 """Key in a graph module's ``meta``: path of a layer -> the entries of its weight that were pruned, as booleans."""
+FILLED = "fxprune.pruned_fill"
+"""Key in a graph module's ``meta``: path of a layer -> what stands in the place of those: one of :data:`FILLS`."""
+
+
+class Pruned(NamedTuple):
+    """The record of pruned entries, held against the weights.
+
+    Attributes:
+        masks: Path -> the pruned entries, as booleans, of layers whose weights hold what was put in their place.
+        lost: Path -> why its record says nothing of the layer any more.
+    """
+
+    masks: dict[str, Tensor]
+    lost: dict[str, str]
+
+
+CHANGED = "its weights were changed since, and what was pruned holds several values"
+"""Why a record is lost: a training without ``KeepPruned`` does this, and so does a rewriting of the layer."""
 
 
 def masks_of(module: fx.GraphModule, key: str) -> dict[str, Tensor]:
@@ -36,6 +54,24 @@ def masks_of(module: fx.GraphModule, key: str) -> dict[str, Tensor]:
         if weight is not None and weight.shape == mask.shape:
             found[path] = mask.to(weight.device)
     return found
+
+
+def pruned_of(module: fx.GraphModule) -> Pruned:
+    """Return which entries are pruned, of layers that still hold exactly what was put in their place, and which do not.
+
+    A record outlives what it is of: weights may be trained without it, or written anew.
+    """
+    masks = masks_of(module, PRUNED)
+    fills: Mapping[str, Fill] = module.meta.get(FILLED, {})
+    weights = dict(module.named_parameters(remove_duplicate=False))
+    lost = {path: "it is gone or has another shape" for path in module.meta.get(PRUNED, {}) if path not in masks}
+    for path, mask in list(masks.items()):
+        sparse = weights.get(f"{path}.sparse.weight")
+        fill = fills.get(path, "sign") if sparse is None else "zero"
+        if not is_filled(weights[f"{path}.weight"] if sparse is None else sparse, mask, fill):
+            lost[path] = CHANGED
+            del masks[path]
+    return Pruned(masks, lost)
 
 
 def note_masks(module: fx.GraphModule, key: str, masks: Mapping[str, Tensor]) -> None:
@@ -157,5 +193,5 @@ def is_filled(weight: Tensor, pruned: Tensor, fill: Fill) -> bool:
     One value per filter will do for ``"layer"`` too: what was folded into the layer since has scaled its filters.
     """
     if fill == "zero":
-        return not bool((weight.detach() * pruned).any())
+        return not bool(weight.detach()[pruned].any())
     return fills_of(weight.abs() if fill == "sign" else weight, pruned) is not None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fxprune.capture import Traced
 from fxprune.errors import InputError
-from fxprune.linear.sparsity import PRUNED, fills_of, masks_of
+from fxprune.linear.sparsity import CHANGED, fills_of, pruned_of
 from fxprune.linear.split import split_paths
 from fxprune.training.objectives import Objective
 
@@ -32,7 +32,12 @@ class KeepPruned(Objective):
 
     def __init__(self, traced: Traced) -> None:
         self.traced = traced
-        self.masks = masks_of(traced.module, PRUNED)
+        self.masks, lost = pruned_of(traced.module)
+        for path, why in lost.items():
+            if why == CHANGED:
+                raise InputError(
+                    f"the pruned weights of {path} hold several values: it was trained since; run PruneWeights again"
+                )
         if not self.masks:
             raise InputError("no weight of this model is pruned; run the pass PruneWeights on it first")
         split = set(split_paths(traced.module))
@@ -40,12 +45,7 @@ class KeepPruned(Objective):
         self.signs: dict[str, Tensor] = {}
         for path, mask in self.masks.items():
             weight = self._weight(path).detach()
-            equal = fills_of(weight, mask) is not None
-            if not equal and fills_of(weight.abs(), mask) is None:
-                raise InputError(
-                    f"the pruned weights of {path} hold several values: it was trained since; run PruneWeights again"
-                )
-            signs = torch.ones_like(weight) if equal else weight.sign()
+            signs = torch.ones_like(weight) if fills_of(weight, mask) is not None else weight.sign()
             self.signs[path] = signs * bool((weight * mask).any())  # 0 where zeros stand in their place
 
     def after_backward(self) -> None:

@@ -357,6 +357,9 @@ def test_a_measured_plan_is_kept_for_the_same_steps(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- mistakes
 
 CUT = '\n[[passes]]\nname = "prune-channels"\n'
+WEIGHTS = '[[passes]]\nname = "prune-weights"\namount = 0.5\n'
+DECOMPOSE = '[[passes]]\nname = "decompose-basis"\n'
+PLAIN = '[[passes]]\nname = "train"\n'
 START = '[data]\nspec = "digits"\n[[passes]]\nname = "train"\n'
 MISTAKES = {
     "an unknown method": (START + "tppp = {}\n" + CUT, "line 5: train has no option and no method 'tppp'"),
@@ -414,6 +417,25 @@ MISTAKES = {
         '[[passes]]\nname = "prune-weights"\ncriterion = "trained"\n',
         'line 3: criterion = "trained" needs a train step with hyperspherical in front of it',
     ),
+    "a trained set that was trained away": (
+        START + "hyperspherical = {}\n" + PLAIN + WEIGHTS.replace("amount = 0.5", 'criterion = "trained"'),
+        'line 10: criterion = "trained" takes the set that hyperspherical drove near zero, and a train step without it',
+    ),
+    "pruned weights that a training moves": (
+        WEIGHTS + START + WEIGHTS,
+        "line 7: this training would move the weights that prune-weights pruned in front of it, and none would be "
+        "pruned any more: add keep-pruned = {} to it",
+    ),
+    "vectors that nothing takes out": (
+        WEIGHTS + DECOMPOSE + START + "basis-scaling = { params = 0.5 }\n",
+        "line 10: basis-scaling drives weights to where they can be taken out, and nothing takes them out: a step "
+        "behind it has to be merge-basis",
+    ),
+    "weights that nothing takes out": (
+        START + "hyperspherical = {}\n" + '[[passes]]\nname = "merge-basis"\n',
+        "line 5: hyperspherical drives weights to where they can be taken out, and nothing takes them out: a step "
+        "behind it has to be prune-weights",
+    ),
     "only a training": (START, "line 4: nothing here makes the model smaller"),
     "an option of calibration": (
         START + CUT + '[[passes]]\nname = "calibrate-batchnorm"\nbatches = 3\n',
@@ -424,6 +446,21 @@ MISTAKES = {
         "max_batches = 0 is not a whole number of at least 1",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        WEIGHTS + START + "keep-pruned = {}\n",
+        START + "hyperspherical = { strength = 0 }\n" + CUT,
+        WEIGHTS + DECOMPOSE + START + "basis-scaling = {}\n",
+        DECOMPOSE + START + "basis-scaling = { macs = 0.5 }\n" + '[[passes]]\nname = "merge-basis"\n',
+    ],
+    ids=["kept", "the sphere alone", "no budget", "merged"],
+)
+def test_trainings_that_nothing_is_wrong_with(tmp_path: Path, steps: str) -> None:
+    (tmp_path / "recipe.toml").write_text(steps)
+    assert read_recipe(tmp_path / "recipe.toml")["passes"]
 
 
 @pytest.mark.parametrize(("text", "message"), MISTAKES.values(), ids=MISTAKES)

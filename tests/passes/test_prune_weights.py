@@ -16,7 +16,19 @@ from fxprune.capture import Traced, trace
 from fxprune.deploy.onnx import export_onnx
 from fxprune.deploy.parity import check_parity
 from fxprune.errors import InputError, PreconditionError
-from fxprune.linear.sparsity import NEAR_ZERO, PRUNED, filled, lamp_scores, masks_of, note_masks, smallest
+from fxprune.linear.sparsity import (
+    CHANGED,
+    FILLS,
+    NEAR_ZERO,
+    PRUNED,
+    Fill,
+    filled,
+    lamp_scores,
+    masks_of,
+    note_masks,
+    pruned_of,
+    smallest,
+)
 from fxprune.passes import CalibrateBatchNorm, FuseBatchNorm, PruneChannels, PruneWeights
 from fxprune.pipeline import Pipeline
 from fxprune.planning import make_plan
@@ -282,10 +294,45 @@ def test_pruning_by_steps_keeps_what_was_gone_and_means_over_all_of_it() -> None
     assert PruneWeights(0.7, fill="zero")(steps).report.changed == len(DONE)
 
 
-def test_weights_that_were_trained_since_are_filled_again() -> None:
+def test_weights_that_were_changed_since_are_pruned_as_if_they_never_were() -> None:
     result = PruneWeights(0.5)(net()).traced
-    result.module.get_parameter("head.weight").data += 0.1 * torch.randn(5, 10)
-    assert [change.place for change in PruneWeights(0.5)(result).report[0].changes] == ["head"]
+    weight = result.module.get_parameter("head.weight")
+    weight.data += 0.1 * torch.randn(5, 10, generator=torch.Generator().manual_seed(3))
+    assert pruned_of(result.module).lost == {"head": CHANGED}
+    report = PruneWeights(0.5)(result)
+    assert [change.place for change in report.report[0].changes] == ["head"]
+    assert "record of an earlier pruning was dropped" in report.report[0].changes[0].what
+    assert torch.equal(pruned_of(report.traced.module).masks["head"], smallest(weight, 25))
+    assert not pruned_of(report.traced.module).lost
+
+
+def test_a_record_of_a_layer_that_is_left_alone_is_dropped_with_a_word() -> None:
+    result = PruneWeights(0.5)(net()).traced
+    result.module.get_parameter("head.weight").data.normal_()
+    report = PruneWeights(0.5, exclude=["head", "stem*"])(result)
+    assert [skip.why for skip in report.report[0].skips if skip.place == "head" and "dropped" in skip.why]
+    assert "head" not in report.traced.module.meta[PRUNED]
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("form", ["dense", "cheap"])
+def test_a_record_counts_while_exactly_what_was_filled_in_is_there(fill: Fill, form: Any) -> None:
+    if form == "cheap" and fill == "sign":
+        return
+    traced = PruneWeights({"head": 0.2}, fill=fill, form=form)(net()).traced
+    assert set(pruned_of(traced.module).masks) == {"head"}
+    assert set(pruned_of(Pipeline([FuseBatchNorm()])(traced).traced.module).masks) == {"head"}
+    mask = masks_of(traced.module, PRUNED)["head"]
+    name = "head.sparse.weight" if "head.sparse.weight" in traced.module.state_dict() else "head.weight"
+    row = int(mask.sum(1).argmax())  # several of it are pruned: a mean of one is that one, whatever it is
+    traced.module.get_parameter(name).data[row, int(mask[row].int().argmax())] += 1e-6
+    assert pruned_of(traced.module).lost == {"head": CHANGED}
+
+
+def test_zeros_are_known_from_means_of_one() -> None:
+    traced = PruneWeights({"head": 0.02}, fill="zero")(net()).traced  # one weight of all
+    traced.module.get_parameter("head.weight").data += 1.0
+    assert pruned_of(traced.module).lost == {"head": CHANGED}
 
 
 def test_the_trained_set() -> None:
