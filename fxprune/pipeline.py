@@ -67,11 +67,11 @@ class Result:
     traced: Traced
     report: Report
 
-    def apply_to(self, model: nn.Module) -> Applied:
+    def apply_to(self, model: nn.Module, *, training: bool = True) -> Applied:
         """Write the result into the eager model that was captured; see :func:`fxprune.eager.apply_to`."""
         from fxprune.eager import apply_to
 
-        return apply_to(self.traced, model)
+        return apply_to(self.traced, model, training=training)
 
     def __str__(self) -> str:
         return str(self.report)

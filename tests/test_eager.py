@@ -308,7 +308,7 @@ def test_wrappers_that_were_traced(wrap: Callable[[nn.Module], nn.Module]) -> No
 
 def test_another_model_is_named_as_such() -> None:
     _, _, result = pruned(Residual, IMAGE)
-    with pytest.raises(InputError, match="stem.weight is in the graph and not in Tied: it is not the model that was"):
+    with pytest.raises(InputError, match=r"stem.weight is in the graph and not in Tied: it is not the model that was"):
         result.apply_to(Tied())
 
 

@@ -276,7 +276,7 @@ def shuffled(w: Writer, x: Value) -> Value | None:
     groups = w.divisor(x.channels)
     if groups is None:
         return None
-    code = f"{x.name}.unflatten(1, (-1, {x.channels // groups})).transpose(1, 2).flatten(1, 2)"
+    code = f"{x.name}.unflatten(1, ({groups}, {x.channels // groups})).transpose(1, 2).flatten(1, 2)"
     return w.same(code, x)
 
 
@@ -314,7 +314,7 @@ def maxout(w: Writer, x: Value) -> Value | None:
     groups = w.divisor(x.channels)
     if groups is None:
         return None
-    return w.let(f"{x.name}.unflatten(1, ({groups}, {x.channels // groups})).amax(2)", x.kind, x.of(groups))
+    return w.let(f"{x.name}.unflatten(1, (-1, {x.channels // groups})).amax(2)", x.kind, x.of(groups))
 
 
 @operation("image", bakes=True)
