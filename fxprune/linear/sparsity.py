@@ -7,7 +7,8 @@ Whose mean could not be found, so there are three [DESIGN]. With ``P`` the prune
   the error of the output is ``mu^2 (sum over P of w - c)^2 + sigma^2 sum over P of (w - c)^2``, and this ``c`` is the
   minimum of both terms [DER];
 * ``"layer"``: the same over all filters of the layer: one number;
-* ``"sign"``: ``+c`` or ``-c`` by the sign of each value, ``c = mean of |w| over P``, per filter; a bit more per weight.
+* ``"sign"``: ``+c`` or ``-c`` by the sign of each value (0 is positive), ``c = mean of |w| over P``, per filter; a bit more
+  per weight.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ def filled(weight: Tensor, pruned: Tensor, fill: Fill) -> Tensor:
     else:
         sizes = rows.abs() if fill == "sign" else rows
         means = (sizes * where).sum(1, keepdim=True) / where.sum(1, keepdim=True).clamp(min=1)
-        values = means * (rows.sign() if fill == "sign" else torch.ones_like(rows))
+        values = torch.where(rows < 0, -means, means) if fill == "sign" else means.expand_as(rows)  # 0 is positive
     return torch.where(where, values, rows).reshape(weight.shape)
 
 

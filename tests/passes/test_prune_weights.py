@@ -130,7 +130,7 @@ def test_the_mean_is_the_least_squared_error(rows: list[list[float]], other: flo
         return (new - weight).square().sum(1)
 
     anything = torch.where(mask, torch.full_like(weight, other), weight)
-    signed = torch.where(mask, abs(other) * weight.sign(), weight)
+    signed = torch.where(mask, torch.where(weight < 0, -abs(other), abs(other)), weight)
     assert bool((error(filled(weight, mask, "filter")) <= error(anything) + 1e-12).all())
     assert bool((error(filled(weight, mask, "filter")) <= error(filled(weight, mask, "zero")) + 1e-12).all())
     assert float(error(filled(weight, mask, "layer")).sum()) <= float(error(anything).sum()) + 1e-12
@@ -327,6 +327,13 @@ def test_a_record_counts_while_exactly_what_was_filled_in_is_there(fill: Fill, f
     row = int(mask.sum(1).argmax())  # several of it are pruned: a mean of one is that one, whatever it is
     traced.module.get_parameter(name).data[row, int(mask[row].int().argmax())] += 1e-6
     assert pruned_of(traced.module).lost == {"head": CHANGED}
+
+
+def test_zeros_that_are_filled_by_sign_are_filled() -> None:
+    zero = PruneWeights(0.3, fill="zero")(net()).traced
+    signs = PruneWeights(0.6, fill="sign")(zero).traced
+    assert set(pruned_of(signs.module).masks) == set(DONE)
+    assert not PruneWeights(0.6, fill="sign")(signs).report.changed
 
 
 def test_zeros_are_known_from_means_of_one() -> None:
