@@ -7,8 +7,10 @@ is built for another size gets them by interpolation.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -77,15 +79,16 @@ def at_resolution(
         dynamic_size: As for :func:`fxprune.trace`.
 
     Raises:
-        InputError: There are no images, or the model does not run on this size; the message names the line.
+        InputError: There are no images, the model does not run on this size (the message names the line), or it gives
+            another number of rows for each sample there: its code may mix samples.
         CaptureError: It runs and cannot be captured.
     """
     if isinstance(side, bool) or not isinstance(side, int) or side < 1:
         raise InputError(f"a side of {side!r} pixels is no size of an image; give a whole number above 0")
-    module = model if isinstance(model, nn.Module) else model(side)
-    args, named = resized((example_inputs, dict(kwargs or {})), side)
+    given = (example_inputs, dict(kwargs or {}))
+    args, named = resized(given, side)
     try:
-        return trace(module, args, kwargs=named, dynamic_size=dynamic_size)
+        traced = trace(_made(model, side), args, kwargs=named, dynamic_size=dynamic_size)
     except (InputError, CaptureError) as error:
         hint = (
             "; where it is made for one size, give a function that builds it for a side instead of the model"
@@ -93,6 +96,30 @@ def at_resolution(
             else ""
         )
         raise type(error)(f"the model cannot take images with a side of {side} pixels: {error}{hint}") from error
+    rows, whole = _rows(traced), side_of(given)
+    if side == whole or traced.regions is not None or all(each in (None, 1) for each in rows):
+        return traced
+    before = _rows(trace(_made(model, whole), example_inputs, kwargs=given[1]))
+    if rows != before:
+        number = next(n for n, (a, b) in enumerate(itertools.zip_longest(rows, before)) if a != b)
+        here, there = (f"{r[number]}" if number < len(r) else "no" for r in (rows, before))
+        raise InputError(
+            f"the model cannot take images with a side of {side} pixels: output {number} has {here} rows for each "
+            f"sample there, and {there} with a side of {whole} pixels, so that it may mix samples. "
+            "Where its code flattens by a fixed length, as x.view(-1, 128) does, write x.flatten(1), which then says "
+            "what does not fit; or leave the resolution as it is"
+        )
+    return traced
+
+
+def _made(model: nn.Module | Builder, side: int) -> nn.Module:
+    return model if isinstance(model, nn.Module) else model(side)
+
+
+def _rows(traced: Traced) -> list[Fraction | None]:
+    """Return how large dimension 0 of each output is for each sample; None of what is no tensor, or has none."""
+    values = [node.meta.get("val") for node in traced.module.graph.output_node().all_input_nodes]
+    return [Fraction(int(v.shape[0]), traced.batch) if isinstance(v, Tensor) and v.ndim else None for v in values]
 
 
 def stride_of(traced: Traced) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import importlib
 import json
 from collections.abc import Callable
@@ -75,7 +76,8 @@ class Subject:
         state = _tensors(self.weights) if self.weights is not None else None
         if side is None:
             return trace(self._built(None, state), self.inputs, dynamic_size=dynamic_size)
-        return at_resolution(self._built(side, state), self.inputs, side, dynamic_size=dynamic_size)
+        model = functools.partial(self._built, state=state) if self.by_side else self._built(side, state)
+        return at_resolution(model, self.inputs, side, dynamic_size=dynamic_size)
 
     def _built(self, side: int | None, state: dict[str, Tensor] | None) -> nn.Module:
         build = _found(self.build) if isinstance(self.build, str) else self.build

@@ -119,6 +119,23 @@ def test_a_model_for_one_size_is_refused_with_its_line() -> None:
         at_resolution(vit(32), torch.randn(2, 3, 32, 32), 24)
 
 
+class Mixing(Flat):
+    """A net that flattens by a fixed length: on smaller images one row holds several samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).view(-1, 4 * 16 * 16))
+
+
+@pytest.mark.parametrize("batch", [4, 8])
+def test_a_model_that_mixes_samples_at_another_size_is_refused(batch: int) -> None:
+    images = torch.randn(batch, 3, 16, 16)
+    with pytest.raises(InputError, match=r"side of 8 pixels: output 0 has 1/4 rows.* and 1 with a side of 16.*flatten"):
+        at_resolution(Mixing(), images, 8)
+    with pytest.raises(InputError, match="output 0 has 1/4 rows"):
+        at_resolution(lambda side: Mixing(), images, 8)
+    assert at_resolution(Mixing(), images, 16).batch == batch
+
+
 @pytest.mark.parametrize("side", [0, -3, 2.5, True])
 def test_no_size_is_refused(side: int) -> None:
     with pytest.raises(InputError, match="whole number above 0"):

@@ -132,8 +132,8 @@ def say(_: Path) -> None:
 
 
 WAYS: dict[str | None, Callable[[Path], None]] = {
-    "raise": fail, "exit": lambda folder: sys.exit(3), "stop": stop, "full": fill, "full in words": fill_in_words, "full unsaid": fill_unsaid,
-    "hang": hang, "hang once": hang_once,
+    "raise": fail, "exit": lambda folder: sys.exit(3), "stop": stop, "full": fill, "full in words": fill_in_words,
+    "full unsaid": fill_unsaid, "hang": hang, "hang once": hang_once,
     "wait": wait, "kill": die, "print": say,
 }  # fmt: skip
 
