@@ -1,8 +1,9 @@
-"""A folder that ``fxprune optimize`` wrote, read back without pickle."""
+"""The weights in a folder of ``fxprune optimize``: written, and read back without pickle."""
 
 from __future__ import annotations
 
 import json
+import operator
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,17 +12,18 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxprune.capture import Traced, trace
 from fxprune.capture.specs import example_inputs
+from fxprune.deploy.files import write_safetensors
 from fxprune.errors import InputError
 from fxprune.passes import PASSES, RemoveLayers
 from fxprune.pipeline import Pass, Pipeline
 from fxprune.planning import Plan
 from fxprune.surgery import cut
 
-PLAN, WEIGHTS, REPORT = "plan.json", "model.safetensors", "report.json"
+PLAN, WEIGHTS, CONSTANTS, REPORT = "plan.json", "model.safetensors", "constants.safetensors", "report.json"
 _CUT, _LAYERS = "prune-channels", "remove-layers"
 _FOR_DEPLOYMENT = ("remove-identity", "fuse-batchnorm")
 """Last passes: the weights are those in front of them."""
@@ -29,11 +31,31 @@ _OF_VALUES = ("train", "calibrate-batchnorm")
 """Steps that leave names and shapes as they are."""
 
 
+def write_weights(directory: str | Path, module: fx.GraphModule) -> None:
+    """Write the weights of a model, and what else its graph computes with.
+
+    ``model.safetensors`` is its state_dict. ``constants.safetensors``, which only models have that need it, holds the
+    tensors that are no part of that: buffers that are not persistent, and tensors that are plain attributes. A factory
+    may draw them at random.
+
+    Raises:
+        InputError: A file cannot be written.
+    """
+    folder = Path(directory)
+    write_safetensors(folder / WEIGHTS, module)
+    constants = {name: tensor.detach().clone().contiguous() for name, tensor in _constants(module).items()}
+    if constants:
+        write_safetensors(folder / CONSTANTS, constants)
+    else:
+        (folder / CONSTANTS).unlink(missing_ok=True)  # of an earlier run
+
+
 def load(directory: str | Path, factory: Callable[[], nn.Module], example: Any = None) -> Traced:
     """Rebuild a pruned model from its folder.
 
     The dense model is built, captured and cut by ``plan.json``, goes through the other passes of the recipe, then gets
-    the weights of ``model.safetensors``. Write it into a module of your own class with :func:`fxprune.eager.apply_to`.
+    the weights of ``model.safetensors``, and of ``constants.safetensors`` the tensors that are no part of a state_dict.
+    Write it into a module of your own class with :func:`fxprune.eager.apply_to`.
 
     Args:
         directory: What ``fxprune optimize --out`` named.
@@ -64,6 +86,7 @@ def load(directory: str | Path, factory: Callable[[], nn.Module], example: Any =
         traced = cut(traced, replace(plan, compensate=None))  # only the shapes: what it left behind is in the weights
         traced = _through(traced, steps[last + 1 :], folder, layers)
     _load_weights(traced.module, folder / WEIGHTS)
+    _load_constants(traced.module, folder / CONSTANTS)
     return traced
 
 
@@ -115,11 +138,15 @@ def _through(traced: Traced, steps: list[dict[str, Any]], folder: Path, layers: 
     return Pipeline(made, verify=False)(traced).traced if made else traced
 
 
-def _load_weights(module: nn.Module, path: Path) -> None:
+def _tensors_of(path: Path) -> dict[str, Tensor]:
     try:
-        found = load_file(path)
+        return load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def _load_weights(module: nn.Module, path: Path) -> None:
+    found = _tensors_of(path)
     aliases = _aliases(module)
     for name in found:
         if name not in aliases:
@@ -137,6 +164,45 @@ def _load_weights(module: nn.Module, path: Path) -> None:
     missing = [name for name, tensor in own.items() if id(tensor) not in loaded]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing[:5])}{' and others' if len(missing) > 5 else ''}")
+
+
+def _constants(module: fx.GraphModule) -> dict[str, Tensor]:
+    """Return the tensors that a model computes with and its state_dict does not have, by name."""
+    state = module.state_dict()
+    found = dict(module.named_buffers(remove_duplicate=False))
+    for node in module.graph.find_nodes(op="get_attr"):
+        value = operator.attrgetter(str(node.target))(module)
+        if isinstance(value, Tensor):
+            found[str(node.target)] = value
+    return {name: tensor for name, tensor in found.items() if name not in state}
+
+
+def _load_constants(module: fx.GraphModule, path: Path) -> None:
+    """Put the saved tensors in place of those that the factory made: new ones, since the model may share its own."""
+    own = _constants(module)
+    found = _tensors_of(path) if path.exists() else {}
+    missing = [name for name in own if name not in found]
+    if missing:
+        raise InputError(
+            f"{path} {'lacks' if found else 'is missing, and has to hold'} {', '.join(missing[:5])}"
+            f"{' and others' if len(missing) > 5 else ''}: tensors that the model computes with and its state_dict "
+            "does not have, so that nobody knows whether those of this factory are the same. Write the folder again"
+        )
+    for name, tensor in found.items():
+        if name not in own:
+            raise InputError(f"{path} has {name}, which this model has not; it belongs to another model")
+        old = own[name]
+        if (old.shape, old.dtype) != (tensor.shape, tensor.dtype):
+            raise InputError(
+                f"{path}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, and this model makes it {old.dtype} "
+                f"of {tuple(old.shape)}"
+            )
+        owner_path, _, key = name.rpartition(".")
+        owner = module.get_submodule(owner_path)
+        if key in owner._buffers:
+            owner._buffers[key] = tensor.to(old.device)
+        else:
+            setattr(owner, key, tensor.to(old.device))
 
 
 def _aliases(module: nn.Module) -> set[str]:

@@ -202,3 +202,68 @@ def test_without_the_layers_that_were_chosen_by_other_weights(tmp_path: Path, op
     model = module.Net().eval()
     assert apply_to(loaded, model).removed
     assert set(model.state_dict()) == set(loaded.module.state_dict())
+
+
+CONSTANTS = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+        self.register_buffer("scale", torch.rand(16) + 0.5, persistent=False)
+        self.shift = torch.rand(16)
+        self.register_buffer("turned", torch.arange(16).flip(0), persistent=False)
+
+    def forward(self, x):
+        y = self.b((self.a(x).relu() * self.scale + self.shift)[:, self.turned]).relu()
+        return self.out(y * (1 + y.mean(1, keepdim=True)))
+"""
+
+
+@pytest.fixture
+def random_constants(tmp_path: Path) -> tuple[Path, Callable[[], nn.Module]]:
+    """Return a folder of a model that draws tensors which are not in its state_dict, and the model's factory."""
+    source = tmp_path / "constants.py"
+    source.write_text(CONSTANTS)
+    spec = importlib.util.spec_from_file_location("constants_of_results", source)
+    assert spec is not None
+    assert spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    words = ["optimize", f"{source}:Net", "--input", "2x6", "--macs", "0.5", "--round-to", "1", "--no-latency"]
+    result = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    return tmp_path / "out", module.Net
+
+
+def test_tensors_outside_of_the_state_dict_come_back(
+    random_constants: tuple[Path, Callable[[], nn.Module]],
+) -> None:
+    out, factory = random_constants
+    torch.manual_seed(77)  # other constants than those of the run
+    loaded = fxprune.load(out, factory)
+    assert fxprune.check_parity(loaded, out / "model.onnx").max_relative_error <= 1e-5
+    assert {"scale", "shift"} <= set(load_file(out / "constants.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (Path.unlink, "constants.safetensors is missing, and has to hold .*scale"),
+        (_rewrite(lambda t: t.pop("scale")), "constants.safetensors lacks scale: tensors that the model computes with"),
+        (_rewrite(lambda t: t.update(scale=torch.ones(3))), r"scale is torch.float32 of shape \(3,\), and this model"),
+        (_rewrite(lambda t: t.update(stranger=torch.ones(3))), "has stranger, which this model has not"),
+        (_truncate, "cannot be read as safetensors"),
+    ],
+    ids=["no file", "a tensor too few", "another shape", "a tensor too many", "truncated"],
+)
+def test_damaged_constants_are_refused(
+    random_constants: tuple[Path, Callable[[], nn.Module]], damage: Callable[[Path], object], message: str
+) -> None:
+    out, factory = random_constants
+    damage(out / "constants.safetensors")
+    with pytest.raises(InputError, match=message):
+        fxprune.load(out, factory)

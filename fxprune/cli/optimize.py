@@ -20,6 +20,8 @@ from fxprune.cli.steps import Run, run_steps, width_step
 from fxprune.cli.summary import PARITY_TOLERANCE, show
 from fxprune.errors import EnvironmentProblem, InputError, VerifyError
 
+COMPACT = "model.compact.safetensors"
+"""File in the output folder: the weights without those that are pruned, where single weights are."""
 _GAIN_SECONDS = 3.0
 
 
@@ -211,13 +213,34 @@ def hold_to_budget(report: dict[str, Any], budget: float) -> None:
 
 
 def _write(folder: Path, run: Run, report: dict[str, Any]) -> None:
+    from fxprune.cli.files import write_text
     from fxprune.cli.report_html import render
     from fxprune.cli.report_md import render_markdown
     from fxprune.deploy.files import write_safetensors
 
     write_safetensors(folder / "model.safetensors", run.stored.module)
+    _write_compact(folder, run, report)
     if run.cut is not None:
-        (folder / "plan.json").write_text(run.cut.plan.to_json(indent=2))
-    (folder / "report.json").write_text(json.dumps(report, indent=2, default=str))
-    (folder / "report.html").write_text(render(report), encoding="utf-8")
-    (folder / "report.md").write_text(render_markdown(report), encoding="utf-8")
+        write_text(folder / "plan.json", run.cut.plan.to_json(indent=2))
+    write_text(folder / "report.json", json.dumps(report, indent=2, default=str))
+    write_text(folder / "report.html", render(report))
+    write_text(folder / "report.md", render_markdown(report))
+
+
+def _write_compact(folder: Path, run: Run, report: dict[str, Any]) -> None:
+    """Write the weights once more without those that are pruned, if any are, and see that all come back."""
+    from fxprune.deploy.compact import first_change, save_compact
+    from fxprune.linear.sparsity import pruned_of
+
+    if not pruned_of(run.stored.module).masks:
+        return
+    written = save_compact(folder / COMPACT, run.stored.module)
+    changed = first_change(written.path, run.stored.module)
+    if changed is not None:
+        raise VerifyError(f"{changed} does not come back from {COMPACT} as it was written; nothing was kept")
+    plain = (folder / "model.safetensors").stat().st_size
+    report["compact"] = {"path": COMPACT, "bytes": written.bytes, "plain_bytes": plain, "ratio": written.bytes / plain}
+    report["notes"].append(
+        f"{COMPACT} has the same weights without the pruned ones: {written.bytes:,} bytes, "
+        f"{written.bytes / plain:.1%} of the {plain:,} of model.safetensors. It was read back bit for bit; --weights takes it"
+    )
