@@ -97,17 +97,24 @@ def leave_out_state(graph: fx.Graph) -> list[str]:
 
 def notes_of_written_inputs(graph: fx.Graph) -> list[str]:
     """Return notes of the inputs that the model writes into; a graph without in-place operations leaves them alone."""
-    inputs = {_storage(node): node for node in graph.find_nodes(op="placeholder") if _storage(node) is not None}
+    inputs = list(graph.find_nodes(op="placeholder"))
     written: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         for place in _written_by(node) if is_inplace(node) else []:
-            if _storage(place) in inputs:
-                written.setdefault(inputs[_storage(place)], node)
+            for read in inputs:
+                if place is read or (_storage(read) is not None and _storage(place) == _storage(read)):
+                    written.setdefault(read, node)
     return [
-        f"the model writes into its input {read.target} at {write.meta.get('source') or write.name}, and the graph "
-        "does not: who reads it afterwards sees no change"
+        f"the model writes into its input {read.target} at {_place_of(write)}, and the graph does not: who reads it "
+        "afterwards sees no change"
         for read, write in written.items()
     ]
+
+
+def _place_of(write: fx.Node) -> str:
+    """Return the line of a write, or of what is written: torch's functionalisation writes at the end of its own."""
+    sources = [node.meta.get("source") for node in (write, *write.all_input_nodes[1:])]
+    return next((str(source) for source in sources if source), write.name)
 
 
 def _written_by(node: fx.Node) -> list[Any]:

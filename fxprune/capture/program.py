@@ -263,7 +263,7 @@ def _remedy(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     theirs = sorted({str(leaf.device) for leaf in leaves})
     own = sorted({str(tensor.device) for tensor in [*model.parameters(), *model.buffers()]})
     if own and theirs and own != theirs:
-        return f"the model is on {' and '.join(own)} and its inputs are on {' and '.join(theirs)}: bring both to one device"
+        return f"the model is on {', '.join(own)} and its inputs on {', '.join(theirs)}: bring both to one device"
     return "give inputs of the shape and dtype it was made for"
 
 

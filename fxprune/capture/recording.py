@@ -128,7 +128,9 @@ class _Flow:
         self.now = 0
         self.given: dict[int, tuple[Tensor, int]] = {}  # what the call that runs was given, and its version
         self.made: dict[int, tuple[int, StorageWeakRef]] = {}  # storage -> the call that made it
-        self.written: dict[int, int] = {}  # storage -> the call that wrote into it, which was given it
+        self.written: dict[
+            int, tuple[int, set[Any]]
+        ] = {}  # storage -> who wrote into it, given it; what of it returned
         self.public: set[Any] = set()  # what calls returned, and views of it
 
     def enter(self, module: nn.Module, inputs: list[Tensor]) -> None:
@@ -140,7 +142,7 @@ class _Flow:
     def leave(self, outputs: list[Tensor]) -> None:
         for storage, (tensor, version) in self.given.items():
             if _version(tensor) != version:
-                self.written[storage] = self.now
+                self.written[storage] = self.now, {_extent(x) for x in outputs if _storage(x) == storage}
         self.public.update(map(_extent, outputs))
         self.given, self.now = {}, 0
 
@@ -150,12 +152,12 @@ class _Flow:
             maker = self.made[storage][0] if storage in self.made else None  # None: it was there before
             if self.now and maker not in (None, self.now) and storage not in self.given:
                 self._leak(self.now, "reads a tensor that is made elsewhere and is none of its inputs")
-            known = _extent(tensor) in self.public
-            if maker and maker != self.now and not known:
+            extent = _extent(tensor)
+            if maker and maker != self.now and extent not in self.public:
                 self._leak(maker, "makes a tensor that is read elsewhere and is none of its outputs")
             if not self.now:
-                if storage in self.written and not known:
-                    self._leak(self.written[storage], "writes into an input that is read again behind it")
+                if storage in self.written and extent not in self.written[storage][1]:
+                    self._leak(self.written[storage][0], "writes into an input that is read again behind it")
                 for name in self.names.get(memory_of(tensor), ()):
                     if name not in self.found.outside:
                         self.found.outside[name] = innermost(traceback.extract_stack())
@@ -168,6 +170,8 @@ class _Flow:
             if storage in known:
                 if not self.now:  # a view of what may be read here, or else it was told when it was read
                     self.public.add(_extent(tensor))
+                    if storage in self.written:
+                        self.written[storage][1].add(_extent(tensor))
             elif storage and storage not in self.made:
                 self.made[storage] = self.now, StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 

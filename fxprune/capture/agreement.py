@@ -1,0 +1,50 @@
+"""Whether a graph returned what the model did, on the same inputs and in the same precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+_TOLERANCE = {torch.float64: 1e-9, torch.complex128: 1e-9, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+_SINGLE = 1e-3
+"""Relative to the largest entry. Both run the same kernels, so that they hardly differ; another function does."""
+
+
+def difference(found: Any, expected: Any) -> str:
+    """Say how two results differ, "" where they agree. How they are nested does not matter."""
+    one, other = pytree.tree_leaves(found), pytree.tree_leaves(expected)
+    if len(one) != len(other):
+        return f"{len(one)} values instead of {len(other)}"
+    return next((said for mine, theirs in zip(one, other, strict=True) if (said := _unlike(mine, theirs))), "")
+
+
+def _unlike(found: Any, expected: Any) -> str:
+    if not isinstance(expected, Tensor) or not isinstance(found, Tensor):
+        if isinstance(found, Tensor) or isinstance(expected, Tensor) or found != expected:
+            return f"{_short(found)} instead of {_short(expected)}"
+        return ""
+    if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+        return f"{found.dtype} of {list(found.shape)} instead of {expected.dtype} of {list(expected.shape)}"
+    if not found.is_floating_point() and not found.is_complex():
+        share = float((found != expected).double().mean()) if found.numel() else 0.0
+        return f"{share:.1%} of the entries differ" if share > 1e-3 else ""  # ties may fall another way
+    return _far(found, expected)
+
+
+def _far(found: Tensor, expected: Tensor) -> str:
+    wide = torch.complex128 if found.is_complex() else torch.float64
+    mine, theirs = found.to(wide), expected.to(wide)
+    finite = theirs.isfinite()
+    largest = float(theirs[finite].abs().max()) if bool(finite.any()) else 0.0
+    tolerance = _TOLERANCE.get(expected.dtype, _SINGLE)
+    if torch.allclose(mine, theirs, rtol=0, atol=tolerance * largest, equal_nan=True):
+        return ""
+    return f"a relative difference of {float((mine - theirs).abs()[finite].max()) / largest if largest else 1.0:.1e}"
+
+
+def _short(value: Any) -> str:
+    text = f"a tensor of {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    return text if len(text) <= 60 else f"a {type(value).__name__}"
