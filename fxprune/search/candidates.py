@@ -80,7 +80,10 @@ class Candidates:
         counts = {share: count for count, share in self.depths.items()}
         sides = {self.space.resolution(side): side for side in self.sides}
         widths = (min(self.space.widths, default=1.0), 1.0)
-        found = buildable(fitted.predictor, fitted.law, self.asked.budget, list(counts), list(sides), widths)
+        budget = self.asked.budget
+        found = buildable(fitted.predictor, fitted.law, budget, list(counts), list(sides), widths, margin=fitted.margin)
+        if self.asked.metric == "latency":  # what only may be within the budget is measured where nothing else is
+            found.sort(key=lambda choice: choice.cost > budget * (1 + 1e-9))
         problem, fitting = "", list[Built]()
         for choice in found:
             built = self.build(counts[choice.depth], sides[choice.resolution], fitted)

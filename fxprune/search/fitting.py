@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fxprune.errors import InputError
 from fxprune.search.meters import Measuring
 from fxprune.search.optimum import (
+    Bounds,
     Choice,
     PowerLaw,
     Sample,
@@ -33,6 +34,7 @@ from fxprune.search.trials import Trial, TrialResult
 NOISE = 0.005
 """Standard deviation of an accuracy, for the stability of the optimum, where nobody says better."""
 _DRAWS = 50
+_NEAR = 1.1  # how near to the smallest network the points have to come, as a factor, to count as reaching it
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class Fitted:
         law: Of cost.
         optimum: The best shares under the budget, whether or not they can be built.
         stability: How it moves when accuracies are noisy.
+        margin: By how much of itself a predicted cost may be wrong, as far as was seen.
     """
 
     predictor: Predictor
@@ -115,10 +118,17 @@ class Fitted:
     law: PowerLaw
     optimum: Choice
     stability: Stability
+    margin: float = 0.0
 
 
-def fit(measured: Sequence[Measured], asked: Request) -> Fitted:
+def fit(measured: Sequence[Measured], asked: Request, smallest: Sample | None = None) -> Fitted:
     """Fit accuracy and cost to the points, and find the optimum under the budget.
+
+    Args:
+        measured: The points.
+        asked: Budget and choices.
+        smallest: What the smallest network costs, which meets the budget; it says how far the fitted cost can be
+            trusted between the dimensions, where no point lies.
 
     Raises:
         BudgetError: No network between the points meets the budget.
@@ -132,10 +142,22 @@ def fit(measured: Sequence[Measured], asked: Request) -> Fitted:
     errors = {str(k): error for k, error in by_degree.items()}
     errors["full"] = leave_one_out(points, lambda rest: fit_full(rest, degree))
     bounds = sampled_bounds(points)
+    margin = _margin(law, bounds, smallest, asked.budget)
 
     def best(given: Sequence[Point]) -> Choice:
-        return maximise(fit_specialised(given, degree), law, asked.budget, bounds)
+        return maximise(fit_specialised(given, degree), law, asked.budget, bounds, margin=margin)
 
     optimum = best(points)
     steady = stability(points, best, asked.noise, draws=_DRAWS, seed=asked.seed)
-    return Fitted(fit_specialised(points, degree), degree, errors, law, optimum, steady)
+    return Fitted(fit_specialised(points, degree), degree, errors, law, optimum, steady, margin)
+
+
+def _margin(law: PowerLaw, bounds: Bounds, smallest: Sample | None, budget: float) -> float:
+    """Return by how much of itself a predicted cost may be wrong."""
+    if smallest is None:
+        return law.error
+    lows = [low for low, _ in bounds]
+    shares = (smallest.depth, smallest.width, smallest.resolution)
+    found = max(law.error, abs(law(*shares) / smallest.cost - 1))
+    same = all(low <= _NEAR * share for low, share in zip(lows, shares, strict=True))
+    return max(found, law(*lows) / budget - 1) if same else found

@@ -1,9 +1,11 @@
 """The best depth, width and resolution under a budget.
 
 The cost of a network is taken as ``d^a w^b r^c`` of the whole one's, with exponents that are fitted to networks that
-were built (``1, 2, 2`` in theory; depthwise layers, the stem and the head deviate). Accuracy is maximised on a grid and
-refined by sequential quadratic programming; the conditions of Karush, Kuhn and Tucker, which the paper solves, hold at
-what is found. Then (:func:`buildable`) depths and resolutions are those that exist, and the width takes what is left.
+were built (``1, 2, 2`` in theory; depthwise layers, the stem and the head deviate). Accuracy is maximised on a grid, of
+networks on the budget and below it, and refined by sequential quadratic programming; the conditions of Karush, Kuhn and
+Tucker, which the paper solves, hold at what is found. Then (:func:`buildable`) depths and resolutions are those that
+exist, and the width takes what is left. The law is no more exact than its samples say, so that nothing is given up for
+missing the budget by less than that: what is built is counted.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from scipy.optimize import minimize
 from fxprune.errors import BudgetError, InputError
 from fxprune.search.predictor import DIMENSIONS, Floats, Point, Predictor
 
-_GRID = 200  # steps of depth and width
-_STARTS = 5  # cells of the grid that are refined
+_GRID = 50  # steps of depth and width
+_INSIDE = 16  # steps of the resolution, besides the largest that the budget allows
+_STARTS = 5  # cells of the grid that are refined, far from each other
+_APART = 0.15  # of the range of a dimension
 _DRAWS = 200
 
 
@@ -121,29 +125,29 @@ def sampled_bounds(points: Sequence[Point]) -> Bounds:
     return (low[0], high[0]), (low[1], high[1]), (low[2], high[2])
 
 
-def maximise(predictor: Predictor, law: PowerLaw, budget: float, bounds: Bounds) -> Choice:
+def maximise(
+    predictor: Predictor, law: PowerLaw, budget: float, bounds: Bounds, *, margin: float | None = None
+) -> Choice:
     """Return the best shares whose predicted cost is at most the budget, whether or not they can be built.
+
+    Where the law puts even the smallest network above the budget, by no more than it may be wrong, that network is it.
 
     Args:
         predictor: Of accuracy.
         law: Of cost.
         budget: Share of the whole network's cost, in (0, 1].
         bounds: The smallest and largest share of each dimension.
+        margin: By how much of itself a predicted cost may be wrong; None: the law's own largest error.
 
     Raises:
         BudgetError: The cheapest network within the bounds costs more; the message says how much.
     """
-    check_reachable(law, budget, bounds)
-    (d0, d1), (w0, w1), (r0, r1) = bounds
-    d, w = (axis.reshape(-1) for axis in np.meshgrid(np.linspace(d0, d1, _GRID), np.linspace(w0, w1, _GRID)))
-    a, b, c = law.exponents
-    r = np.minimum((budget / (d**a * w**b)) ** (1 / c), r1)
-    grid = np.stack([d, w, r], axis=1)[r >= r0]
-    corner = np.array([[d0, w0, r0]])  # it fits, even where no cell of the grid does
-    grid = np.vstack([grid, corner])
+    check_reachable(law, budget, bounds, margin)
+    budget = max(budget, law(*(low for low, _ in bounds)))
+    grid = _grid(law, budget, bounds)
     value = predictor.at(grid)
     best, found = grid[np.argmax(value)], float(value.max())
-    for start in grid[np.argsort(-value, kind="stable")[:_STARTS]]:
+    for start in _starts(grid, value, bounds):
         refined = _refined(predictor, law, budget, bounds, start)
         if refined is not None and predictor(*refined) > found:
             best, found = refined, predictor(*refined)
@@ -151,16 +155,58 @@ def maximise(predictor: Predictor, law: PowerLaw, budget: float, bounds: Bounds)
     return Choice(*shares, found, law(*shares))
 
 
-def check_reachable(law: PowerLaw, budget: float, bounds: Bounds) -> None:
-    """Raise a ``BudgetError`` where the cheapest network within the bounds costs more than a budget."""
-    least = law(*(low for low, _ in bounds))
-    if least > budget * (1 + 1e-9):
+def _grid(law: PowerLaw, budget: float, bounds: Bounds) -> Floats:
+    """Return shares within a budget, shape (n, 3): the largest resolution that it allows, and smaller ones.
+
+    An accuracy that is fitted may be better below the budget than on it, and within a dimension than at its end.
+    """
+    (d0, d1), (w0, w1), (r0, r1) = bounds
+    d, w = (axis.reshape(-1) for axis in np.meshgrid(np.linspace(d0, d1, _GRID), np.linspace(w0, w1, _GRID)))
+    a, b, c = law.exponents
+    limit = np.minimum((budget / (d**a * w**b)) ** (1 / c), r1)
+    layers = [np.stack([d, w, limit], axis=1)[limit >= r0]]
+    for resolution in np.unique(np.linspace(r0, r1, _INSIDE)):
+        inside = limit >= resolution
+        layers.append(np.stack([d[inside], w[inside], np.full(int(inside.sum()), resolution)], axis=1))
+    corner = np.array([[d0, w0, r0]])  # it fits, even where no cell of the grid does
+    return np.vstack([*layers, corner])
+
+
+def _starts(grid: Floats, value: Floats, bounds: Bounds) -> list[Floats]:
+    """Return the best cells, none of which is close to a better one: these climb the same hill."""
+    low, high = np.array(bounds).T
+    reach = _APART * np.maximum(high - low, 1e-12)
+    found: list[Floats] = []
+    left = value.copy()
+    while len(found) < _STARTS and np.isfinite(left).any() and left.max() > -np.inf:
+        start = grid[int(left.argmax())]
+        found.append(start)
+        left[(np.abs(grid - start) <= reach).all(axis=1)] = -np.inf
+    return found
+
+
+def check_reachable(law: PowerLaw, budget: float, bounds: Bounds, margin: float | None = None) -> None:
+    """Raise a ``BudgetError`` where the law puts the cheapest network within the bounds above a budget for certain.
+
+    Args:
+        law: Of cost.
+        budget: Share of the whole network's cost.
+        bounds: The smallest and largest share of each dimension.
+        margin: By how much of itself a predicted cost may be wrong; None: the law's own largest error.
+    """
+    least, wrong = law(*(low for low, _ in bounds)), law.error if margin is None else margin
+    if least > budget * (1 + wrong) * (1 + 1e-9):
         named = ", ".join(f"{name} {low:.3g}" for name, (low, _) in zip(DIMENSIONS, bounds, strict=True))
         raise BudgetError(
             f"The budget of {budget:.3g} of the cost cannot be reached: the smallest network that was looked at "
-            f"({named}) has {least:.3g} of it. Ask for at least {np.ceil(least * 1000) / 1000:.3g}, or look at "
-            "smaller networks (explore=, --explore)."
+            f"({named}) has {least:.3g} of it, as is estimated from the others (up to {wrong:.0%} wrong). Ask for at "
+            f"least {rounded_up(least)}, or look at smaller networks (explore=, --explore)."
         )
+
+
+def rounded_up(share: float) -> str:
+    """Return a share that is no smaller, with three decimals."""
+    return f"{np.ceil(share * 1000) / 1000:.3g}"
 
 
 def _refined(predictor: Predictor, law: PowerLaw, budget: float, bounds: Bounds, start: Floats) -> Floats | None:
@@ -184,8 +230,13 @@ def buildable(
     depths: Sequence[float],
     resolutions: Sequence[float],
     widths: tuple[float, float],
+    *,
+    margin: float | None = None,
 ) -> list[Choice]:
     """Return networks with depths and resolutions that exist and the width that the budget leaves, the best first.
+
+    Where the law leaves a little less than the smallest width, by no more than it may be wrong, they get that one: only
+    what is built shows whether it is within the budget.
 
     What is no larger in any dimension than another one of them is left out: that a network is better for being smaller
     is what noise says.
@@ -197,25 +248,28 @@ def buildable(
         depths: Shares that can be built.
         resolutions: Shares that can be built.
         widths: The smallest and largest share; a network that fits with the largest is not made wider.
+        margin: By how much of itself a predicted cost may be wrong; None: the law's own largest error.
 
     Raises:
         BudgetError: No combination fits.
     """
-    found = []
+    found, wrong = [], law.error if margin is None else margin
     for depth in depths:
         for resolution in resolutions:
             width = min(law.solve(1, budget, (depth, resolution)), widths[1])
-            if width >= widths[0]:
-                shares = (depth, width, resolution)
-                found.append(Choice(*shares, predictor(*shares), law(*shares)))
+            shares = (depth, max(width, widths[0]), resolution)
+            cost = law(*shares)
+            if width >= widths[0] or cost <= budget * (1 + wrong) * (1 + 1e-9):
+                found.append(Choice(*shares, predictor(*shares), cost))
     if not found:
         bounds = ((min(depths), 1.0), widths, (min(resolutions), 1.0))
-        check_reachable(law, budget, bounds)
+        check_reachable(law, budget, bounds, margin)
         raise BudgetError(
             f"No depth and resolution that can be built leaves a width of {widths[0]:.3g} to {widths[1]:.3g} at a "
             f"budget of {budget:.3g}. Allow narrower networks, or ask for a larger budget."
         )
-    largest = [c for c in found if not any(_dominates(other, c) for other in found)]
+    sure = [choice for choice in found if choice.cost <= budget * (1 + 1e-9)]
+    largest = [c for c in found if not any(_dominates(other, c) for other in sure)]
     return sorted(largest, key=lambda choice: (-choice.accuracy, choice.cost))
 
 

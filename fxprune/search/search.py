@@ -32,6 +32,7 @@ from fxprune.search.network import Network, Subject, load_network, rebuild
 from fxprune.search.predictor import Point
 from fxprune.search.pruning import PruneAndTrain, TrainAndEvaluate, described
 from fxprune.search.run import run_trials
+from fxprune.search.smallest import check_smallest
 from fxprune.search.space import Space, find_space
 from fxprune.search.store import Store
 from fxprune.search.trials import Trial, TrialResult, folder_of
@@ -106,21 +107,20 @@ def search(  # noqa: PLR0913 - the parts of a search, each with a default behind
     dense = rebuild(subject, (), _side(subject, asked))
     require_whole(dense.traced, "A search over depth, width and resolution", "prune it by fxprune optimize instead")
     least = asked.explore or asked.budget
-    space = find_space(
-        subject, dense, least, dimensions=asked.dimensions, points=asked.points, level=asked.choices.level
-    )
-    meter: Meter = Macs(dense.traced) if asked.metric == "macs" else Milliseconds(dense.traced, asked.measuring)
+    space = find_space(subject, dense, least, dimensions=asked.dimensions, points=asked.points, choices=asked.choices)
+    meter = Macs(dense.traced) if asked.metric == "macs" else Milliseconds(dense.traced, asked.measuring)
     work = PruneAndTrain(subject, train_and_evaluate, asked.choices)
     given = dict(settings) if settings is not None else _described(train_and_evaluate)
     identity = {"model": _identity(dense), "choices": dataclasses.asdict(asked.choices), "more": given}
     with contextlib.closing(meter), Store.open(folder, identity) as store:
+        smallest = check_smallest(subject, space, meter, asked, store.folder)
         run = _Runner(store, work, executor, on_update, retry_failed)
         trials = plan_trials(space, asked)
         say("train along each dimension", trials)
         results = run(trials)
         say("fit accuracy and cost, and build what meets the budget", ())
         measured, failed = _measured(trials, results, subject, space, meter, store)
-        fitted = fit(measured, asked)
+        fitted = fit(measured, asked, smallest)
         place = decision.file_for(store.folder, asked, measured)
         built = decision.kept(place, subject)
         if built is None:

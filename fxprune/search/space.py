@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from fxprune.capture.resolution import stride_of
-from fxprune.depth.layers import Level
-from fxprune.errors import InputError
+from fxprune.errors import BudgetError, CaptureError, InputError
 from fxprune.planning.budget import parse_budget
 from fxprune.search.network import Network, Subject, depth_of, removable_layers
 from fxprune.search.predictor import DIMENSIONS
+from fxprune.search.pruning import Choices
 
 Dimension = Literal["depth", "width", "resolution"]
 POINTS = 3  # along each dimension; with the whole network that makes the ten that the predictor needs
+Number = TypeVar("Number", int, float)
 _SIDES = 12  # as many different sides as an image is worth being offered at
-_NARROWEST = 0.1
+NARROWEST = 0.1
+"""The smallest share of the channels that is looked at."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def find_space(
     *,
     dimensions: Sequence[str] = DIMENSIONS,
     points: int = POINTS,
-    level: Level = "layer",
+    choices: Choices | None = None,
 ) -> Space:
     """Return the points along each dimension, down to where that one alone would about meet the budget.
 
@@ -66,7 +69,7 @@ def find_space(
         budget: Share of the cost that is to be kept.
         dimensions: Those to search over.
         points: Along each, besides the whole network.
-        level: What counts as one layer.
+        choices: How layers and channels are chosen; None: as by default.
 
     Raises:
         InputError: A dimension or the budget cannot be used, or nothing at all can be pruned.
@@ -78,19 +81,54 @@ def find_space(
         raise InputError(f"{points} points along a dimension say nothing; give at least 1, and 3 for a cubic")
     parse_budget(macs=budget)
     notes: list[str] = []
-    layers = removable_layers(dense.traced, level) if "depth" in dimensions else 0
+    choices = choices or Choices()
+    layers = removable_layers(dense.traced, choices.level) if "depth" in dimensions else 0
     if "depth" in dimensions and layers < 2:
         notes.append(f"depth is left out: {layers} of the layers can be removed")
     removed = _counts(layers - 1, points)
-    widths = tuple(_evenly(1.0, max(_NARROWEST, 0.9 * math.sqrt(budget)), points)) if "width" in dimensions else ()
+    wanted = _evenly(1.0, max(NARROWEST, 0.9 * math.sqrt(budget)), points) if "width" in dimensions else []
+    widths = _possible(wanted, functools.partial(_narrow, dense, choices), "width", notes)
     side = dense.side if "resolution" in dimensions else None
     sides = _sides(side, stride_of(dense.traced)) if side is not None else ()
     if "resolution" in dimensions and len(sides) < 2:
         notes.append("resolution is left out: " + ("no smaller image has a position left" if sides else "no images"))
-    resolutions = _picked(sides, 0.9 * math.sqrt(budget) * side if side else 0, points)
+    picked = _picked(sides, 0.9 * math.sqrt(budget) * side if side else 0, points)
+    resolutions = _possible(picked, subject.at, "resolution", notes)
     if not (removed or widths or resolutions):
         raise InputError(f"there is nothing to search over: {'; '.join(notes)}")
     return Space(dense.side, sides, depth_of(dense.traced), layers, removed, widths, resolutions, tuple(notes))
+
+
+def _narrow(dense: Network, choices: Choices, width: float) -> None:
+    """Plan a width.
+
+    Raises:
+        BudgetError: It cannot be had.
+    """
+    if not choices.channels(dense, channels=width).removed:  # the share of nothing is met by all
+        raise BudgetError("none of the channels can be removed; fxprune inspect says why")
+
+
+def _possible(
+    wanted: Sequence[Number], attempt: Callable[[Number], object], dimension: str, notes: list[str]
+) -> tuple[Number, ...]:
+    """Return the points of a dimension, the largest first, up to the smallest that can be had.
+
+    What the others need is known only when they are built; that none can be had is known before anything is trained.
+    """
+    reason = ""
+    for number in range(len(wanted) - 1, -1, -1):
+        try:
+            attempt(wanted[number])
+        except (BudgetError, CaptureError, InputError) as error:
+            reason = reason or str(error)
+        else:
+            if reason:
+                notes.append(f"{dimension} ends early: {reason}")
+            return tuple(wanted[: number + 1])
+    if reason:
+        notes.append(f"{dimension} is left out: {reason}")
+    return ()
 
 
 def _counts(most: int, points: int) -> tuple[int, ...]:

@@ -59,6 +59,15 @@ def test_no_network_of_a_fine_grid_is_better() -> None:
     assert found.cost <= 0.4 * (1 + 1e-9)
 
 
+def test_an_optimum_inside_the_budget_is_found() -> None:
+    """Accuracy is best at 60 % of the resolution, and at 70 % of the depth: the budget allows more of both."""
+    bump = [np.array([1.0, 2 * peak, -1.0]) for peak in (0.3, 0.4)]  # by what is removed
+    predictor = Specialised((0.5 * bump[0], np.array([1.0, -0.2]), bump[1]))
+    found = maximise(predictor, PowerLaw(), 0.5, BOUNDS)
+    assert found.shares == pytest.approx((0.7, 1.0, 0.6), abs=1e-3)
+    assert found.cost < 0.3
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.tuples(*[st.floats(0.3, 2.5)] * 3), st.floats(0.15, 1.0))
 def test_the_budget_is_never_exceeded(exponents: tuple[float, float, float], budget: float) -> None:
@@ -102,6 +111,23 @@ def test_depth_and_resolution_exist_and_the_width_takes_the_rest() -> None:
         assert not any(all(a <= b for a, b in zip(one.shares, o.shares, strict=True)) for o in found if o is not one)
     with pytest.raises(BudgetError, match="cannot be reached"):
         buildable(fit_specialised(POINTS), law, 0.01, (0.5, 1.0), (0.5, 1.0), (0.3, 1.0))
+
+
+def test_what_the_law_may_be_wrong_by_drops_no_network() -> None:
+    predictor, bounds = fit_specialised(POINTS), ((0.5, 1.0), (0.5, 1.0), (0.5, 1.0))
+    exact, rough = PowerLaw(), PowerLaw(error=0.3)
+    least = exact(0.5, 0.5, 0.5)
+    budget = 0.8 * least
+    with pytest.raises(BudgetError, match=r"0\.0312 of it, as is estimated.*at least 0\.032,"):
+        maximise(predictor, exact, budget, bounds)
+    assert maximise(predictor, rough, budget, bounds).shares == pytest.approx((0.5, 0.5, 0.5))
+    (only,) = buildable(predictor, rough, budget, (0.5, 1.0), (0.5, 1.0), (0.5, 1.0))
+    assert only.shares == (0.5, 0.5, 0.5)
+    few = buildable(predictor, exact, 2 * least, (0.5, 1.0), (0.5, 1.0), (0.5, 1.0))
+    more = buildable(predictor, exact, 2 * least, (0.5, 1.0), (0.5, 1.0), (0.5, 1.0), margin=1.0)
+    assert {choice.shares for choice in few} < {choice.shares for choice in more}
+    with pytest.raises(BudgetError, match="up to 30% wrong"):
+        buildable(predictor, rough, 0.5 * least, (0.5, 1.0), (0.5, 1.0), (0.5, 1.0))
 
 
 def test_noise_moves_the_optimum_and_none_does_not() -> None:

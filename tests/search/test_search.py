@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -152,17 +153,43 @@ def test_no_accuracy_or_other_weights_end_it_with_the_reason(train: object, mess
         search(SUBJECT, train, asked, folder=tmp_path)  # type: ignore[arg-type]
 
 
-def test_a_budget_below_what_is_reachable_says_what_is(tmp_path: Path) -> None:
-    asked = Request(macs=0.05, epochs=(0, 0), points=1, dimensions=("depth",), choices=CHOICES)
-    with pytest.raises(BudgetError, match="Ask for at least"):
-        search(SUBJECT, subjects.train_and_evaluate, asked, folder=tmp_path)
+def never(model: nn.Module, resolution: int | None, epochs: int) -> float:
+    """Train nothing."""
+    raise AssertionError("what is certain before training is said before training")
 
 
-def test_a_model_with_nothing_to_remove_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dimensions", [("depth",), ("depth", "resolution")])
+def test_a_budget_below_what_is_reachable_says_what_is(dimensions: tuple[str, ...], tmp_path: Path) -> None:
+    """What the message says is counted: asking for it gives a network that has it, and nothing smaller is refused."""
+    asked = Request(macs=0.004, epochs=(0, 0), points=1, dimensions=dimensions, choices=CHOICES)
+    with pytest.raises(BudgetError, match=r"macs, counted\. Ask for at least") as caught:
+        search(SUBJECT, never, asked, folder=tmp_path)
+    said = re.search(r"has (\S+) of the macs.* at least ([0-9.]*[0-9])", str(caught.value))
+    assert said is not None
+    assert float(said[1]) <= float(said[2])
+    enough = dataclasses.replace(asked, macs=float(said[2]), explore=0.004)
+    result = search(SUBJECT, subjects.train_and_evaluate, enough, folder=tmp_path)
+    assert count(result.network.traced).macs <= float(said[2]) * DENSE
+    assert result.chosen.cost == pytest.approx(float(said[1]), rel=0.1)
+
+
+def test_a_latency_that_cannot_be_reached_is_measured_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+    monkeypatch.setattr(Milliseconds, "share", lambda self, traced: measured.append(1) or 0.4)
+    asked = Request(latency=0.3, epochs=(0, 0), points=1, dimensions=("resolution",), choices=CHOICES)
+    for _ in range(2):
+        with pytest.raises(BudgetError, match=r"has 0\.4 of the latency, measured\. Ask for at least 0\.42"):
+            search(SUBJECT, never, asked, folder=tmp_path)
+    assert measured == [1]  # a search that goes on does not measure it again
+
+
+@pytest.mark.parametrize("dimensions", [("depth",), ("width",), ("resolution",), ("depth", "width", "resolution")])
+def test_a_model_with_nothing_to_remove_is_refused(dimensions: tuple[str, ...], tmp_path: Path) -> None:
     subject = Subject(nn.Sequential(nn.Flatten(), nn.Linear(144, 4)), torch.randn(2, 1, 12, 12))
-    asked = Request(macs=0.5, epochs=(0, 0), points=1, dimensions=("depth",))
-    with pytest.raises(InputError, match="nothing to search over: depth is left out"):
-        search(subject, subjects.train_and_evaluate, asked, folder=tmp_path)
+    asked = Request(macs=0.5, epochs=(0, 0), points=1, dimensions=dimensions)
+    with pytest.raises(InputError, match="nothing to search over") as caught:
+        search(subject, never, asked, folder=tmp_path)
+    assert all(f"{dimension} is left out: " in str(caught.value) for dimension in dimensions)
 
 
 @pytest.mark.parametrize(
