@@ -38,6 +38,17 @@ def test_as_many_segments_as_there_are_levels() -> None:
     assert partition(np.array([1.0])) == []
 
 
+def test_drops_against_the_loss_before_need_a_bound() -> None:
+    """The loss of as many runs as numbers is 0, whatever they are: a drop of 100 %."""
+    values = np.repeat([3.0, 4.0, 6.0], 5) + 0.2 * np.random.default_rng(0).normal(size=15)
+    with pytest.raises(InputError, match="by 100 %"):
+        partition(values, against="previous")
+    assert partition(values, most=15, against="previous") == list(range(1, 15))
+    assert partition(values) == [5, 10]
+    assert partition(values, most=3, against="previous") == [5, 10]
+    assert partition(values, most=2) == partition(values, 2)
+
+
 def test_segments_hold_all_layers_in_order() -> None:
     traced = trace(ready(nn.Sequential(conv(3, 4), *(conv(4, 4) for _ in range(4)), Tail(4))), torch.randn(2, 3, 8, 8))
     layers = find_layers(traced)
