@@ -216,9 +216,9 @@ def _write(folder: Path, run: Run, report: dict[str, Any]) -> None:
     from fxprune.cli.files import write_text
     from fxprune.cli.report_html import render
     from fxprune.cli.report_md import render_markdown
-    from fxprune.deploy.files import write_safetensors
+    from fxprune.results import write_weights
 
-    write_safetensors(folder / "model.safetensors", run.stored.module)
+    write_weights(folder, run.stored.module)
     _write_compact(folder, run, report)
     if run.cut is not None:
         write_text(folder / "plan.json", run.cut.plan.to_json(indent=2))
@@ -242,5 +242,6 @@ def _write_compact(folder: Path, run: Run, report: dict[str, Any]) -> None:
     report["compact"] = {"path": COMPACT, "bytes": written.bytes, "plain_bytes": plain, "ratio": written.bytes / plain}
     report["notes"].append(
         f"{COMPACT} has the same weights without the pruned ones: {written.bytes:,} bytes, "
-        f"{written.bytes / plain:.1%} of the {plain:,} of model.safetensors. It was read back bit for bit; --weights takes it"
+        f"{written.bytes / plain:.1%} of the {plain:,} of model.safetensors. It was read back bit for bit, and "
+        "--weights takes it"
     )
