@@ -137,7 +137,7 @@ def _build(factory: Any, spec: str, arguments: dict[str, Any]) -> Any:
 
 
 def load_weights(model: Any, path: Path) -> None:
-    """Load a safetensors file or a checkpoint of tensors (never a pickle of code) into a model.
+    """Load a safetensors file, plain or compact, or a checkpoint of tensors (never a pickle of code) into a model.
 
     Raises:
         InputError: The file is missing, damaged, of another kind than its name says, or does not fit the model.
@@ -161,8 +161,10 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from fxprune.deploy.compact import is_compact, load_compact
+
     try:
-        return load_file(path)
+        return load_compact(path) if is_compact(path) else load_file(path)
     except (SafetensorError, OSError) as error:
         head = path.read_bytes()[:2]
         kind = (

@@ -87,8 +87,8 @@ def _of_single_weights(run: Run) -> list[str]:
     if masks:
         gone, weights = sum(int(mask.sum()) for mask in masks.values()), sum(mask.numel() for mask in masks.values())
         notes.append(
-            f"{gone:,} of {weights:,} weights of {len(masks)} layers are pruned. Files hold one number in their "
-            "places; fxprune.deploy.compact.save_compact writes a file without them"
+            f"{gone:,} of {weights:,} weights of {len(masks)} layers are pruned; one number for each filter stands in "
+            "their places"
         )
     if lost:
         path, why = next(iter(lost.items()))

@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fxprune.deploy.files import write_safetensors
+from fxprune.deploy.files import check_tensors, write_safetensors
 from fxprune.errors import InputError
 
 SCHEMA = 1
@@ -73,9 +73,11 @@ def save_compact(path: str | os.PathLike[str], state: nn.Module | Mapping[str, T
         state: A model, or its state_dict.
 
     Raises:
-        InputError: The file cannot be written, or a name ends as the names of parts do.
+        InputError: The file cannot be written, the state holds something that is no tensor, or a name ends as the
+            names of parts do.
     """
     tensors = state.state_dict() if isinstance(state, nn.Module) else dict(state)
+    check_tensors(path, tensors)
     parts: dict[str, Tensor] = {}
     about: dict[str, Any] = {}
     sizes = dict[str, tuple[int, int]]()
@@ -97,6 +99,31 @@ def save_compact(path: str | os.PathLike[str], state: nn.Module | Mapping[str, T
     write_safetensors(path, parts, {_KEY: text})
     target = Path(path)
     return CompactReport(target, target.stat().st_size, sum(dense for _, dense in sizes.values()), sizes)
+
+
+def is_compact(path: str | os.PathLike[str]) -> bool:
+    """Whether a safetensors file was written by :func:`save_compact`.
+
+    Raises:
+        SafetensorError: It is no safetensors file.
+        OSError: It cannot be read.
+    """
+    with safe_open(path, framework="pt") as file:
+        return _KEY in (file.metadata() or {})
+
+
+def first_change(path: str | os.PathLike[str], state: nn.Module | Mapping[str, Tensor]) -> str | None:
+    """Return the first tensor that does not come back from a file bit for bit, or None where all do.
+
+    Args:
+        path: What :func:`save_compact` wrote.
+        state: What it was given.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    found, tensors = load_compact(path), state.state_dict() if isinstance(state, nn.Module) else state
+    return next((name for name in {**found, **tensors} if not _same(found.get(name), tensors.get(name))), None)
 
 
 def load_compact(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -182,6 +209,13 @@ def _packed(flags: Tensor) -> Tensor:
 def _unpacked(packed: Tensor, count: int) -> Tensor:
     shifts = torch.arange(8, dtype=torch.uint8)
     return ((packed[:, None] >> shifts) & 1).bool().flatten()[:count]
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None or one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    first, second = (each.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for each in (one, other))
+    return torch.equal(first, second)
 
 
 def _bytes(pieces: Mapping[str, Tensor]) -> int:

@@ -8,7 +8,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fxprune.errors import InputError
 
@@ -77,9 +77,11 @@ def write_safetensors(
         metadata: Goes into the header.
 
     Raises:
-        InputError: The file cannot be written.
+        InputError: The file cannot be written, or the state holds something that is no tensor.
     """
     from safetensors.torch import save_file, save_model
+
+    check_tensors(path, content if isinstance(content, Mapping) else content.state_dict())
 
     def write(temporary: Path) -> None:
         mode = temporary.stat().st_mode  # safetensors puts a new file there, for its owner only
@@ -92,6 +94,22 @@ def write_safetensors(
         temporary.chmod(mode)
 
     atomic_write(path, write)
+
+
+def check_tensors(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Refuse a state_dict that a file of tensors cannot hold.
+
+    Raises:
+        InputError: An entry is no tensor: what a module gives as its ``get_extra_state`` may be anything.
+    """
+    from torch import Tensor
+
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"{path} was not written: {name} is a {type(value).__name__}, and the file holds tensors alone. Keep "
+                "it in a file of its own, and give a state_dict without it; or have get_extra_state return a tensor"
+            )
 
 
 def _temporary_beside(target: Path) -> Path:

@@ -7,8 +7,8 @@ Whose mean could not be found, so there are three [DESIGN]. With ``P`` the prune
   the error of the output is ``mu^2 (sum over P of w - c)^2 + sigma^2 sum over P of (w - c)^2``, and this ``c`` is the
   minimum of both terms [DER];
 * ``"layer"``: the same over all filters of the layer: one number;
-* ``"sign"``: ``+c`` or ``-c`` by the sign of each value (0 is positive), ``c = mean of |w| over P``, per filter; a bit more
-  per weight.
+* ``"sign"``: ``+c`` or ``-c`` by the sign of each value (0 is positive), ``c = mean of |w| over P``, per filter; a bit
+  more per weight.
 """
 
 from __future__ import annotations

@@ -9,6 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fxprune.cli.loading import load_model
+from fxprune.deploy.compact import save_compact
+
 Call = Callable[..., tuple[int, str]]
 INPUT = ["--input", "1x3x16x16"]
 
@@ -74,3 +77,10 @@ def test_weights_that_cannot_be_used(call: Call, model_file: Path, tmp_path: Pat
         assert "Traceback" not in text
     for name in ("good.safetensors", "whole.pt"):
         assert call("groups", f"{model_file}:build", *INPUT, "--weights", tmp_path / name)[0] == 0
+
+
+def test_compact_weights_are_those_that_were_written(model_file: Path, tmp_path: Path) -> None:
+    state = _weights(model_file)
+    save_compact(tmp_path / "compact.safetensors", {name: torch.ones_like(value) for name, value in state.items()})
+    model = load_model(f"{model_file}:build", [], tmp_path / "compact.safetensors", 0)
+    assert all(bool((value == 1).all()) for value in model.state_dict().values())

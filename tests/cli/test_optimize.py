@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import threading
@@ -12,9 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
-from fxprune.cli.optimize import hold_to_budget
+from fxprune.cli.optimize import COMPACT, hold_to_budget
+from fxprune.deploy.compact import load_compact
 
 Call = Callable[..., tuple[int, str]]
 INPUT = ["--input", "1x3x16x16"]
@@ -36,6 +39,43 @@ def test_optimize_writes_a_checked_model(call: Call, model_file: Path, tmp_path:
     assert report["latency"]["ratio_low"] <= report["latency"]["ratio"] <= report["latency"]["ratio_high"]
     assert load_file(out / "model.safetensors")["0.weight"].shape[0] < 16
     assert "All checks passed" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_pruned_weights_are_written_without_them_too(call: Call, model_file: Path, tmp_path: Path) -> None:
+    recipe, out = tmp_path / "recipe.toml", tmp_path / "out"
+    words = ["--recipe", recipe, "--no-latency", "--no-onnx", "--out"]
+    head = f'[model]\nspec = "{model_file}:build"\ninput = ["1x3x16x16"]\n'
+    head += '[[passes]]\nname = "prune-weights"\namount = 0.75\nexclude = []\n'
+    recipe.write_text(head)
+    code, text = call("optimize", *words, out)
+    assert code == 0, text
+    report, plain = json.loads((out / "report.json").read_text()), load_file(out / "model.safetensors")
+    small = load_compact(out / COMPACT)
+    assert all(torch.equal(small[name], plain[name]) for name in {**small, **plain})
+    sizes = [(out / name).stat().st_size for name in (COMPACT, "model.safetensors")]
+    assert [report["compact"]["bytes"], report["compact"]["plain_bytes"]] == sizes
+    assert sizes[0] < 0.5 * sizes[1]
+    for said in (text, (out / "report.md").read_text(), (out / "report.html").read_text()):
+        assert f"{sizes[0]:,} bytes" in said
+    recipe.write_text(head + '[[passes]]\nname = "decompose-basis"\n[[passes]]\nname = "merge-basis"\nmost = 0.0\n')
+    code, text = call("optimize", *words, tmp_path / "dense")
+    assert code == 0, text
+    assert "is not counted, and may not be pruned any more" in " ".join(text.split())
+    assert "are pruned;" not in text
+    assert not (tmp_path / "dense" / COMPACT).exists()
+
+
+def test_a_full_disk_is_said_in_one_paragraph(call: Call, model_file: Path, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    words = [f"{model_file}:build", *INPUT, "--macs", 0.5, "--no-latency", "--no-onnx", "--out", tmp_path / "out"]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        code, text = call("optimize", *words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 2, text
+    assert "model.safetensors: File too large" in " ".join(text.split()).replace("- ", "-")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_budget_of_measured_latency(call: Call, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fxprune.capture import trace
-from fxprune.deploy.compact import load_compact, save_compact
+from fxprune.deploy.compact import first_change, is_compact, load_compact, save_compact
+from fxprune.deploy.files import write_safetensors
 from fxprune.errors import InputError
 from fxprune.passes import PruneWeights
 
@@ -97,6 +99,36 @@ def test_whatever_a_state_dict_holds(tmp_path: Path) -> None:
     assert list(found) == list(state)
     for name, value in state.items():
         assert same(found[name], value), name
+
+
+def test_what_does_not_come_back_is_named(tmp_path: Path) -> None:
+    path, state = tmp_path / "model.safetensors", {"count": torch.tensor(3), "w": torch.zeros(40, 40)}
+    save_compact(path, state)
+    assert is_compact(path)
+    assert first_change(path, state) is None
+    assert first_change(path, {**state, "w": torch.zeros(40, 40) * -1}) == "w"  # zeros of the other sign
+    assert first_change(path, {**state, "w": torch.zeros(40, 40).double()}) == "w"
+    assert first_change(path, {**state, "more": torch.zeros(2)}) == "more"
+    assert first_change(path, {"w": state["w"]}) == "count"
+    save_file(state, path)
+    assert not is_compact(path)
+
+
+class Counting(nn.Linear):
+    """Keeps something in its state that is no tensor."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"seen": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"seen": 3}
+
+
+@pytest.mark.parametrize("write", [save_compact, write_safetensors])
+def test_what_is_no_tensor_is_named(tmp_path: Path, write: Callable[[Path, nn.Module], object]) -> None:
+    with pytest.raises(InputError, match=r"0\._extra_state is a dict, and the file holds tensors alone"):
+        write(tmp_path / "model.safetensors", nn.Sequential(Counting(2, 2)))
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_read_or_written_says_so(tmp_path: Path) -> None:
