@@ -78,6 +78,7 @@ def apply_to(traced: Traced, model: nn.Module, *, training: bool = True) -> Appl
         found = [compare(traced, model), compare_around(traced, model, around)]
         applied.max_relative_error = max(each.error for each in found)
         applied.dtype = "float32" if any(each.dtype == "float32" for each in found) else "float64"
+        applied.notes += [each.note for each in found if each.note]
         if training:
             applied.notes += filter(None, [check_training(traced, model, before)])
     except BaseException as error:

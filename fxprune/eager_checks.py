@@ -32,10 +32,14 @@ _LIBRARY = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, __
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two computations are apart, relative to their largest value, and in what they were compared."""
+    """How far two computations are apart, relative to their largest value, and in what they were compared.
+
+    The note, where there is one, says what the comparison does not show.
+    """
 
     error: float
     dtype: str
+    note: str = ""
 
 
 def compare(traced: Traced, model: nn.Module) -> Agreement:

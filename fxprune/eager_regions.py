@@ -113,7 +113,15 @@ def compare_around(traced: Traced, model: nn.Module, around: Around) -> Agreemen
             "pruned, or calls a region in another way than it was captured. Write such a width as a number, or protect "
             "the parameters that it is read from; the model is as it was"
         )
-    return Agreement(error, dtype)
+    note = (
+        f"the code of {type(model).__name__} around its regions returned no number on the example, so that comparing "
+        "it showed little; a detector finds something on an image that it knows, or at a lower threshold"
+    )
+    return Agreement(error, dtype, "" if any(map(_says_something, around.leaves)) else note)
+
+
+def _says_something(leaf: Any) -> bool:
+    return isinstance(leaf, float) or (is_float(leaf) and leaf.numel() > 0)
 
 
 @torch.no_grad()
