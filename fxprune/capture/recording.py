@@ -142,8 +142,11 @@ class _Flow:
     def leave(self, outputs: list[Tensor]) -> None:
         for storage, (tensor, version) in self.given.items():
             if _version(tensor) != version:
-                self.written[storage] = self.now, {_extent(x) for x in outputs if _storage(x) == storage}
+                self.written[storage] = self.now, set()
         self.public.update(map(_extent, outputs))
+        for tensor in outputs:
+            if _storage(tensor) in self.written:
+                self.written[_storage(tensor)][1].add(_extent(tensor))
         self.given, self.now = {}, 0
 
     def read(self, tensors: Iterable[Tensor]) -> None:
@@ -168,10 +171,11 @@ class _Flow:
         for tensor in results:
             storage = _storage(tensor)
             if storage in known:
-                if not self.now:  # a view of what may be read here, or else it was told when it was read
+                # A view of what may be read here, or else that was told when it was read.
+                if storage in self.made and self.made[storage][0] != self.now:
                     self.public.add(_extent(tensor))
-                    if storage in self.written:
-                        self.written[storage][1].add(_extent(tensor))
+                if storage in self.written and not self.now:
+                    self.written[storage][1].add(_extent(tensor))
             elif storage and storage not in self.made:
                 self.made[storage] = self.now, StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 

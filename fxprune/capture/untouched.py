@@ -15,6 +15,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+_WITHOUT_CACHES = ("torch.nn.", "torchvision.")
+"""Packages whose layers remember nothing of a forward."""
 _KEPT = ("_parameters", "_buffers", "_modules", "training")
 """Attributes of a module that others put back: ``running`` and ``program.quiet_eval``."""
 
@@ -59,6 +61,8 @@ def warm(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> lis
     A forward that remembers what it computes (``functools.lru_cache``, a dictionary of positions) would otherwise
     remember an exporter's fake tensors, and go on with them when the model runs the next time.
     """
+    if all(map(_remembers_nothing, model.modules())):
+        return []
     tensors = [*model.parameters(), *model.buffers(), *pytree.tree_leaves((args, kwargs))]
     if any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors):
         return []  # nothing to compute with
@@ -74,6 +78,14 @@ def warm(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> lis
         f"the model's first call writes into {', '.join(written)}, which is as before: where a call on data sets its "
         "weights up, run the model on data first, then trace it"
     ]
+
+
+def _remembers_nothing(module: nn.Module) -> bool:
+    """Whether a module's code is known, and nothing is hung on it."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks)
+    return (
+        f"{type(module).__module__}.".startswith(_WITHOUT_CACHES) and "forward" not in vars(module) and not any(hooks)
+    )
 
 
 @contextlib.contextmanager
