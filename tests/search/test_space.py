@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxprune.search.space import _counts, _evenly, _picked, _sides
+from fxprune.errors import CaptureError
+from fxprune.search.space import _counts, _evenly, _picked, _possible, _sides
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,22 @@ def test_layers_go_in_even_steps_up_to_the_most(most: int, points: int) -> None:
 
 def test_widths_go_down_evenly() -> None:
     assert _evenly(1.0, 0.4, 3) == pytest.approx([0.8, 0.6, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("least", "left", "note"),
+    [(1, (6, 4, 2), []), (4, (6, 4), ["resolution ends early: 2 is too small"]),
+     (8, (), ["resolution is left out: 2 is too small"])],
+)  # fmt: skip
+def test_a_dimension_goes_as_far_as_it_can_be_had(least: int, left: tuple[int, ...], note: list[str]) -> None:
+    notes: list[str] = []
+
+    def attempt(side: int) -> None:
+        if side < least:
+            raise CaptureError(f"{side} is too small")
+
+    assert _possible((6, 4, 2), attempt, "resolution", notes) == left
+    assert notes == note
 
 
 @given(st.integers(8, 400), st.integers(1, 32), st.floats(0.1, 0.9), st.integers(1, 5))
