@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from fxprune.cli.console import Stages, err, out, say, share, thousands
+from fxprune.cli.files import write_text
 from fxprune.cli.output import staging
 from fxprune.cli.summary import PARITY_TOLERANCE, latency_line
 from fxprune.errors import EnvironmentProblem, VerifyError
@@ -52,7 +53,7 @@ def run(options: Options) -> None:
     stages = Stages()
     with staging(options.out) as folder, _one_thread():
         report = _demonstrate(options, stages, folder)
-        (folder / "report.json").write_text(json.dumps(report, indent=2, default=str))
+        write_text(folder / "report.json", json.dumps(report, indent=2, default=str))
     _show(report, options.out)
     if not report["ok"]:
         raise VerifyError(f"the ONNX file differs from the model; see {options.out / 'report.json'}")
@@ -96,7 +97,7 @@ def _demonstrate(options: Options, stages: Stages, folder: Path) -> dict[str, An
     final = Pipeline([RemoveIdentity(), FuseBatchNorm()])(recovered).traced
     report |= _deploy(options, dense, final, plan, stages, folder)
     write_safetensors(folder / "model.safetensors", recovered.module)
-    (folder / "plan.json").write_text(plan.to_json(indent=2))
+    write_text(folder / "plan.json", plan.to_json(indent=2))
     report["seconds"] = stages.seconds
     return report
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import fxprune
 from fxprune.cli.console import Stages, err, say
+from fxprune.cli.files import write_text
+from fxprune.cli.finetune_plan import check_plan, read_plan
 from fxprune.cli.loading import capture, load_model, parse_arguments
 from fxprune.cli.output import staging
 from fxprune.cli.summary import PARITY_TOLERANCE
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from fxprune.training import Finetuned, Recipe, Splits
     from fxprune.training.history import Row
 
+TEACHER, OBJECTIVES = "for its teacher", "of its objectives"  # whose a loss beside the labels' is
 TRAINING = "training"  # folder in --out: what a training goes on from, and its metrics
 
 
@@ -81,13 +84,17 @@ def run(options: Options) -> None:
     """
     _check(options)
     steps = _Steps()
+    plan = read_plan(options.plan)
     splits = _data(options)
     with steps.step("load", f"load {options.model}"):
         model = load_model(options.model, list(options.model_args), options.weights, options.recipe["seed"])
     with steps.step("capture", "capture the graph"):
         dense = capture(model, list(options.inputs) or [input_of(splits)], options.recipe["seed"])
-    plan = _read_plan(options.plan)
-    pruned = dense if plan is None else _prune(dense, plan, steps)
+    pruned = dense
+    if plan is not None and options.plan is not None:
+        for note in check_plan(plan, dense, options.plan) if _is_main() else ():
+            say(f"note: {note}", err)
+        pruned = _prune(dense, plan, steps)
     recipe = _recipe(options, dense, pruned)
     try:
         trained = _train(options, recipe, dense, pruned, splits)
@@ -107,9 +114,9 @@ def run(options: Options) -> None:
             report["onnx"] = _export(options, final, plan, steps, folder)
             report["ok"] = report["onnx"]["ok"]
         if plan is not None:
-            (folder / "plan.json").write_text(plan.to_json(indent=2))
+            write_text(folder / "plan.json", plan.to_json(indent=2))
         report["seconds"] = steps.seconds
-        (folder / "report.json").write_text(json.dumps(report, indent=2, default=str))
+        write_text(folder / "report.json", json.dumps(report, indent=2, default=str))
     _show(report, options.out)
     if not report["ok"]:
         raise VerifyError(f"the ONNX file differs from the model; see {options.out / 'report.json'}")
@@ -162,17 +169,6 @@ def _data(options: Options) -> Splits:
 def input_of(splits: Splits) -> str:
     """Return the specification of an input like the images."""
     return "x".join(map(str, (1, *splits.train[0][0].shape)))
-
-
-def _read_plan(path: Path | None) -> Plan | None:
-    from fxprune.planning import Plan
-
-    if path is None:
-        return None
-    file = path / "plan.json" if path.is_dir() else path
-    if not file.is_file():
-        raise InputError(f"there is no plan {file}; give the folder that fxprune optimize wrote, or its plan.json")
-    return Plan.from_json(file.read_text())
 
 
 def _prune(dense: Traced, plan: Plan, steps: Stages) -> Traced:
@@ -262,9 +258,9 @@ def _versions() -> dict[str, str]:
     return {"fxprune": fxprune.__version__, **{name: version(name) for name in ("torch", "accelerate", "onnxruntime")}}
 
 
-def say_epoch(row: Row, epochs: int) -> None:
-    """Show the figures of an epoch."""
-    extra = f" + {row['extra_loss']:.4f} for its teacher" if row["extra_loss"] else ""
+def say_epoch(row: Row, epochs: int, whose: str = TEACHER) -> None:
+    """Show the figures of an epoch; ``whose`` says what adds to the loss."""
+    extra = f" + {row['extra_loss']:.4f} {whose}" if row["extra_loss"] else ""
     right = f", {row['validation_accuracy']:.1%} right" if "validation_accuracy" in row else ""
     say(
         f"{row['seconds']:6.1f} s  epoch {row['epoch'] + 1}/{epochs}: loss {row['train_loss']:.4f}{extra}, "

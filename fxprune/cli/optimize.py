@@ -129,10 +129,11 @@ def _begin(options: Options, budget: dict[str, Any], stages: Stages) -> Run:
     splits = None
     if options.data is not None:
         from fxprune.cli.finetune import input_of
-        from fxprune.cli.training_step import load_splits
+        from fxprune.cli.training_step import check_lengths, load_splits
 
         splits = load_splits(options)
         assert splits is not None
+        check_lengths(options, splits)
         options = dataclasses.replace(options, inputs=options.inputs or (input_of(splits),))
     with stages.step("load", f"load {options.model}"):
         model = load_model(options.model, list(options.model_args), options.weights, options.seed)

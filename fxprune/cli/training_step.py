@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from fxprune.cli.console import err, say
 from fxprune.cli.going_on import check_the_same
-from fxprune.cli.options import PassChoice
+from fxprune.cli.options import TRAIN, PassChoice
 from fxprune.cli.recipe_flow import expanded
-from fxprune.cli.recipe_training import CPU, METHODS, method_class, method_options, methods_of, training_recipe
+from fxprune.cli.recipe_training import CPU, KEEP, METHODS, method_class, method_options, methods_of, training_recipe
 from fxprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,6 +43,29 @@ def load_splits(options: Options) -> Splits | None:
         options.data, fraction=options.fraction, size=options.image_size, channels=options.image_channels,
         augment=options.augment, arguments=parse_arguments(list(options.data_args)),
     )  # fmt: skip
+
+
+def check_lengths(options: Options, splits: Splits) -> None:
+    """Refuse trainings that end before the schedule of a method does, before the first step of the run.
+
+    A model of many layers may need more steps of some schedules, which its training tells when it begins.
+
+    Raises:
+        InputError: One is too short; names the step.
+    """
+    for number, choice in enumerate(options.passes):
+        if choice.name != TRAIN:
+            continue
+        recipe = training_recipe(choice.options, options.seed)
+        batches = -(-len(splits.train) // recipe.batch)  # type: ignore[arg-type]
+        steps = recipe.epochs * -(-batches // recipe.accumulate)
+        for name in methods_of(choice.options):
+            check = getattr(method_class(name), "check_length", None)
+            try:
+                if check is not None:
+                    check(steps, **method_options(name, choice.options[name]))
+            except InputError as error:
+                raise InputError(f"step {number + 1}: train ({name}): {error}") from error
 
 
 def accuracy_of(traced: Traced, splits: Splits) -> float:
@@ -94,11 +117,12 @@ def title_of(methods: list[str]) -> str:
 def _trained(run: Run, number: int, choice: PassChoice, recipe: Recipe, folder: Any) -> Finetuned:
     from torch.utils.data import DataLoader
 
-    from fxprune.cli.finetune import say_epoch
+    from fxprune.cli.finetune import OBJECTIVES, TEACHER, say_epoch
     from fxprune.training import finetune
 
     assert run.splits is not None
-    workers = run.options.workers
+    workers, methods = run.options.workers, set(methods_of(choice.options))
+    whose = TEACHER if methods <= {"distillation", KEEP} else OBJECTIVES
 
     def loader(images: Any, shuffle: bool) -> DataLoader[Any]:
         return DataLoader(images, batch_size=recipe.batch, shuffle=shuffle, num_workers=workers)
@@ -106,7 +130,7 @@ def _trained(run: Run, number: int, choice: PassChoice, recipe: Recipe, folder: 
     return finetune(
         run.traced, loader(run.splits.train, True), loader(run.splits.validation, False), recipe,
         objectives=[_maker(run, number, name, choice.options[name]) for name in methods_of(choice.options)],
-        out=folder, resume=run.options.resume, on_epoch=lambda row: say_epoch(row, recipe.epochs),
+        out=folder, resume=run.options.resume, on_epoch=lambda row: say_epoch(row, recipe.epochs, whose),
         cpu=bool(choice.options.get(CPU, False)),
     )  # fmt: skip
 

@@ -172,14 +172,30 @@ class BasisScaling(Objective):
             if name in self.trained or self._flags[name]:
                 value.requires_grad_(name in self.trained)
 
-    def expect(self, steps: int) -> None:
-        """Refuse a training that ends before vectors are to be dropped, or importances accumulated."""
-        late = self.drop_at or (self.start + 1 if self.budget else 0)
+    @classmethod
+    def check_length(cls, steps: int, start: int = 0, drop_at: int | None = None, **options: Any) -> None:
+        """Refuse what ends before vectors are to be dropped, or importances accumulated, whatever the model.
+
+        Args:
+            steps: Of the training.
+            start: As for the class.
+            drop_at: As for the class.
+            options: Its others, of which a budget matters.
+
+        Raises:
+            InputError: The training is too short.
+        """
+        budget = any(options.get(name) is not None for name in ("params", "macs"))
+        late = drop_at or (start + 1 if budget else 0)
         if late > steps:
             raise InputError(
-                f"the training has {steps} steps, and start={self.start}, drop_at={self.drop_at} take {late} at least; "
+                f"the training has {steps} steps, and start={start}, drop_at={drop_at} take {late} at least; "
                 "train longer, or start and drop sooner"
             )
+
+    def expect(self, steps: int) -> None:
+        """Refuse a training that ends before vectors are to be dropped, or importances accumulated."""
+        self.check_length(steps, self.start, self.drop_at, **self.budget)
 
     def after_backward(self) -> None:
         """Add the step's gradients to the importances; hold back those of dropped vectors.

@@ -215,14 +215,28 @@ class GrowingL2(PlainL1):
         """The strength of the penalty in the step that comes."""
         return self.growth.strength(self.iteration)
 
-    def expect(self, steps: int) -> None:
-        """Refuse a training that ends before the schedule does."""
-        if steps < self.steps:
+    @classmethod
+    def check_length(cls, steps: int, schedule: Schedule = "published", **_: Any) -> None:
+        """Refuse what is too short for a schedule on any model, before there is one; a model may need more steps.
+
+        Args:
+            steps: Of the training.
+            schedule: As for the class, whose other options do not matter here.
+
+        Raises:
+            InputError: It ends before the schedule does.
+        """
+        needed = (SCHEDULES[schedule] if isinstance(schedule, str) else schedule).steps
+        if steps < needed:
             raise InputError(
-                f"the schedule of {type(self).__name__} takes {self.steps} steps, and training will have {steps}: give "
-                f"{self.steps / max(steps, 1):.3g} times as many epochs, or a shorter schedule (schedule='short', or a "
+                f"the schedule of {cls.__name__} takes {needed} steps, and training will have {steps}: give "
+                f"{needed / max(steps, 1):.3g} times as many epochs, or a shorter schedule (schedule='short', or a "
                 "Growth)"
             )
+
+    def expect(self, steps: int) -> None:
+        """Refuse a training that ends before the schedule does."""
+        self.check_length(steps, self.growth)
 
     def after_backward(self) -> None:
         """Add the penalty to the gradients."""

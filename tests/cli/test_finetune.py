@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 import fxprune
+from fxprune.cli.finetune_plan import check_plan, read_plan
+from fxprune.cli.loading import capture, load_model
 from fxprune.training import load_data
 
 Call = Callable[..., tuple[int, str]]
@@ -73,6 +75,40 @@ def test_a_pruned_model_is_expanded_taught_trained_collapsed_and_exported(
     session = onnxruntime.InferenceSession(out / "model.onnx")
     (logits,) = session.run(None, {session.get_inputs()[0].name: torch.stack(images).numpy()})
     assert (np.argmax(logits, 1) == np.asarray(labels)).mean() >= 0.85
+
+
+def test_a_folder_that_its_plan_alone_did_not_make(call: Call, digits_model: str, plan: Path, tmp_path: Path) -> None:
+    report = json.loads((plan / "report.json").read_text())
+    words = ["finetune", digits_model, *DIGITS, "--plan", plan, "--out", tmp_path / "out"]
+    (plan / "report.json").write_text(json.dumps({**report, "steps": ["remove-layers", "prune-channels"]}))
+    other = json.loads((plan / "plan.json").read_text())
+    (plan / "plan.json").write_text(json.dumps({**other, "fingerprint": "0" * 64}))
+    code, text = call(*words)
+    assert code == 2
+    assert f"the plan in {plan} is for the model behind remove-layers" in " ".join(text.split())
+    assert 'a step [[passes]] with name = "train"' in " ".join(text.split())
+    (plan / "report.json").write_text(json.dumps(report))
+    code, text = call(*words)
+    assert "made for another graph" in " ".join(text.split())
+    (plan / "plan.json").unlink()
+    (plan / "report.json").write_text(json.dumps({**report, "steps": ["decompose-basis", "merge-basis"]}))
+    code, text = call(*words)
+    assert code == 2
+    assert f"{plan} has no plan: its steps were decompose-basis, merge-basis" in " ".join(text.split())
+    (plan / "report.json").unlink()
+    assert "give a folder that fxprune optimize wrote" in " ".join(call(*words)[1].split())
+
+
+def test_steps_behind_the_cut_are_named(call: Call, digits_model: str, plan: Path) -> None:
+    traced = capture(load_model(digits_model, [], None, 0), ["1x1x8x8"], 0)
+    found = read_plan(plan)
+    assert found is not None
+    assert check_plan(found, traced, plan) == []
+    report = json.loads((plan / "report.json").read_text())
+    steps = [*report["steps"], "prune-weights", "train (keep-pruned)", "fuse-batchnorm"]
+    (plan / "report.json").write_text(json.dumps({**report, "steps": steps}))
+    (note,) = check_plan(found, traced, plan / "plan.json")
+    assert note.endswith("prune-channels alone is carried out here; not prune-weights")
 
 
 def test_it_goes_on_where_it_was_killed(digits_model: str, call: Call, tmp_path: Path) -> None:

@@ -476,7 +476,9 @@ def test_mistakes_are_named_with_their_line(tmp_path: Path, text: str, message: 
     [
         (TPP, ["--macs", 0.5], 2, "--macs is for a plan under a budget, and in this recipe a training makes the plan"),
         (TPP, ["--importance", "l1"], 2, "--importance is for a plan"),
+        (PLAIN + TPP.replace("epochs = 14", "epochs = 1"), [], 2, "step 2: train (tpp): the schedule of TPP takes 200"),
         (TPP.replace("epochs = 14", "epochs = 1"), [], 2, "takes 200 steps, and training will have 16"),
+        (BASIS.replace("drop_at = 20", "drop_at = 161"), [], 2, "step 2: train (basis-scaling): the training has 80"),
         (TPP.replace("ratios = 0.5", 'ratios = { "nothing.*" = 0.5 }'), [], 2, "nothing.*"),
         (TPP.replace("lr = 0.005", "lr = 1e30"), [], 1, "at step"),
         (SPHERE.replace("batch = 100", "batch = 5000"), [], 2, "there are 509 training images"),
@@ -489,6 +491,7 @@ def test_what_cannot_be_done(
     assert found == code, text
     assert said in " ".join(text.split())
     assert not (tmp_path / "out" / "report.json").exists()
+    assert not said.startswith("step 2") or not (tmp_path / "out").exists()  # before any step ran
 
 
 def test_without_the_extra(call: Call, recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
