@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 import fxprune
+from fxprune.cli.finetune import OBJECTIVES, TEACHER, say_epoch
 from fxprune.cli.finetune_plan import check_plan, read_plan
 from fxprune.cli.loading import capture, load_model
 from fxprune.training import load_data
@@ -97,6 +98,13 @@ def test_a_folder_that_its_plan_alone_did_not_make(call: Call, digits_model: str
     assert f"{plan} has no plan: its steps were decompose-basis, merge-basis" in " ".join(text.split())
     (plan / "report.json").unlink()
     assert "give a folder that fxprune optimize wrote" in " ".join(call(*words)[1].split())
+
+
+@pytest.mark.parametrize(("whose", "said"), [(TEACHER, "+ 0.5000 for its teacher"), (OBJECTIVES, "+ 0.5000 of its")])
+def test_what_adds_to_the_loss_is_named(capsys: pytest.CaptureFixture[str], whose: str, said: str) -> None:
+    row = {"seconds": 1.0, "epoch": 0, "train_loss": 2.0, "extra_loss": 0.5, "validation_loss": 1.0}
+    say_epoch(row, 3, whose)
+    assert said in capsys.readouterr().err
 
 
 def test_steps_behind_the_cut_are_named(call: Call, digits_model: str, plan: Path) -> None:
