@@ -4,8 +4,9 @@
 
 Each model is built from a configuration (nothing is downloaded), its weights random and seeded, none of them constant,
 and runs in a process of its own, bounded in time. A model is *exact* when the pruned graph equals the original with the
-removed slices masked, in float64 and relative to the largest output, within 1e-9. A model that has a record in the
-output file is skipped, so that a run can be taken up again.
+removed slices masked, in float64 and relative to the largest output, within 1e-9. *Own code* is how far the model's own
+class is from the graph once the result was written into it (``apply_to``), or that this was refused, and why. A model
+that has a record in the output file is skipped, so that a run can be taken up again.
 """
 
 from __future__ import annotations
@@ -164,6 +165,8 @@ def work(name: str) -> dict[str, Any]:
         stage = "verify"
         checked = fxprune.verify_cut(traced, pruned, plan, groups)
         record |= {"error": checked.max_relative_error, "outcome": "exact" if checked.live else "proves nothing"}
+        stage = "apply"
+        record |= _own_code(model, pruned)
         stage = "export"
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
@@ -173,6 +176,18 @@ def work(name: str) -> dict[str, Any]:
         record.setdefault("outcome", f"failed at {stage}")
         record["detail"] = f"{stage}: {type(problem).__name__}: {' '.join(str(problem).split())[:600]}"
     return record
+
+
+def _own_code(model: nn.Module, pruned: Any) -> dict[str, Any]:
+    """Write the result into the model's own class."""
+    from fxprune.eager import apply_to
+    from fxprune.errors import FxPruneError
+
+    try:
+        applied = apply_to(pruned, model)
+    except FxPruneError as problem:
+        return {"own_refused": " ".join(str(problem).split())[:600]}
+    return {"own_error": applied.max_relative_error, "own_dtype": applied.dtype, "own_notes": applied.notes}
 
 
 def bounded(name: str, timeout: float) -> dict[str, Any]:
@@ -190,12 +205,23 @@ def bounded(name: str, timeout: float) -> dict[str, Any]:
 
 def markdown(records: dict[str, Any]) -> str:
     """Return the table."""
-    lines = ["| model | outcome | MACs kept | float64 error | ONNX error | note |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| model | outcome | MACs kept | float64 error | own code | ONNX error | note |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, r in records.items():
-        numbers = [format(r[key], form) if key in r else "" for key, form in
-                   (("macs", ".1%"), ("error", ".0e"), ("onnx_error", ".0e"))]  # fmt: skip
-        note = r.get("detail", "; ".join(r.get("notes", [])))[:220].replace("|", "\\|")
-        lines.append(f"| {name} | {r['outcome']} | {' | '.join(numbers)} | {note} |")
+        kept, error, own, onnx = (
+            format(r[key], form) if key in r else ""
+            for key, form in (("macs", ".1%"), ("error", ".0e"), ("own_error", ".0e"), ("onnx_error", ".0e"))
+        )
+        if "own_refused" in r:
+            own = "refused"
+        elif r.get("own_dtype", "float64") != "float64":
+            own += f" ({r['own_dtype']})"
+        told = [r["detail"]] if "detail" in r else r.get("notes", [])
+        told = [*told, *filter(None, [r.get("own_refused", "")]), *r.get("own_notes", [])]
+        note = "; ".join(told)[:400].replace("|", "\\|")
+        lines.append(f"| {name} | {r['outcome']} | {kept} | {error} | {own} | {onnx} | {note} |")
     return "\n".join(lines) + "\n"
 
 
