@@ -43,6 +43,8 @@ def accepted(model: Any) -> nn.Module:
             )
     _check_names(inside)
     for name, tensor in [*inside.named_parameters(), *inside.named_buffers()]:
+        if nn.parameter.is_lazy(tensor):
+            raise InputError(f"{name} has no size yet, because its layer is lazy; run the model once, then trace it")
         if tensor.layout != torch.strided:
             raise InputError(
                 f"{name} is stored as {str(tensor.layout).removeprefix('torch.')}; make it dense (to_dense())"

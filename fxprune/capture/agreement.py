@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 _TOLERANCE = {torch.float64: 1e-9, torch.complex128: 1e-9, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -19,6 +19,12 @@ def difference(found: Any, expected: Any) -> str:
     if len(one) != len(other):
         return f"{len(one)} values instead of {len(other)}"
     return next((said for mine, theirs in zip(one, other, strict=True) if (said := _unlike(mine, theirs))), "")
+
+
+def is_random(graph: fx.Graph) -> bool:
+    """Whether a graph draws random numbers."""
+    tag = torch.Tag.nondeterministic_seeded
+    return any(isinstance(n.target, torch._ops.OpOverload) and tag in n.target.tags for n in graph.nodes)
 
 
 def _unlike(found: Any, expected: Any) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.accepted import accepted, check_samples
+from fxprune.capture.agreement import difference, is_random
 from fxprune.capture.by_region import capture_regions
+from fxprune.capture.modules import location_of
 from fxprune.capture.program import as_layers, at_least_two, export_program, normalised, open_shapes, quiet_eval
-from fxprune.capture.propagate import KEY, propagate
+from fxprune.capture.propagate import KEY, flat_inputs, propagate
 from fxprune.capture.scaled import sizes_from_symbols
 from fxprune.capture.traced import Traced
 from fxprune.capture.untouched import apart, unchanged
@@ -74,11 +77,30 @@ def _whole(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyna
     if dynamic_batch:
         args, kwargs = at_least_two(args, kwargs)
     asked = open_shapes(args, kwargs, size=size) if dynamic_batch else None
-    exported, shapes, notes = export_program(model, args, kwargs, asked)
+    exported, shapes, before = export_program(model, args, kwargs, asked)
     plain, more = normalised(exported, model)
     module = as_layers(model, plain)
     scaled = sizes_from_symbols(module, args, kwargs) if shapes is not None else {}
+    for outputs in before.outputs:
+        _compare(model, module, args, kwargs, outputs)
     propagate(module, args, kwargs)
     for node, sizes in scaled.items():
         node.meta[KEY] = sizes
-    return Traced(module, args, kwargs, shapes, type(model).__name__, (*notes, *more))
+    return Traced(module, args, kwargs, shapes, type(model).__name__, (*before.notes, *more))
+
+
+def _compare(model: nn.Module, module: fx.GraphModule, args: Any, kwargs: Any, outputs: Any) -> None:
+    """Hold a graph to what the model returned in another call.
+
+    Raises:
+        CaptureError: They differ, and the graph draws no random numbers.
+    """
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        found = fx.Interpreter(module).run(*flat_inputs(args, kwargs), enable_io_processing=False)
+    wrong = difference(found, outputs)
+    if wrong and not is_random(module.graph):
+        raise CaptureError(
+            f"{type(model).__name__} ({location_of(type(model))}) gives something else in another call on the same "
+            f"inputs ({wrong}): it depends on what calls leave behind, as on a counter or a flag; make that an input"
+        )

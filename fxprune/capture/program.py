@@ -27,7 +27,7 @@ from fxprune.capture.functionalize import (
 from fxprune.capture.inline import inline_wrappers
 from fxprune.capture.lift import Lifter, module_path
 from fxprune.capture.modules import location_of
-from fxprune.capture.untouched import apart, copied, running, warm
+from fxprune.capture.untouched import Warmed, apart, copied, running, warm
 from fxprune.errors import CaptureError, FxPruneError, InputError
 
 _NOISE = {
@@ -99,26 +99,28 @@ def quiet_eval(model: nn.Module) -> Iterator[None]:
 
 def export_program(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any
-) -> tuple[Any, Any, list[str]]:
+) -> tuple[Any, Any, Warmed]:
     """Try the ladder: dynamic export, static export, export of the symbolic trace.
 
     Returns:
-        (program, dynamic shapes or None where it is static, notes).
+        (program, dynamic shapes or None where it is static, notes and what the model itself returned).
 
     Raises:
         CaptureError: None of them leads to a program.
         InputError: The model does not run on these inputs.
     """
-    notes = warm(model, args, kwargs)
+    before = warm(model, args, kwargs)
+    notes = before.notes
     problem: Exception | None = None
     if shapes is not None:
         try:
             program = _export(model, args, kwargs, shapes)
             if _batch_is_symbolic(program):
                 shapes, more = _really_open(program, args, kwargs, shapes)
-                return program, shapes, [*notes, *more]
+                notes += more
+                return program, shapes, before
             notes.append(f"the batch is static at {_batch_of(args, kwargs)}: the model's code fixes it")
-            return program, None, notes
+            return program, None, before
         except Exception as error:  # torch.export raises many kinds; each is reported below
             problem = error
     if not _depends_on_values(problem):  # a fixed batch settles sizes, and no values
@@ -126,7 +128,7 @@ def export_program(
             program = _export(model, args, kwargs, None)
             if problem is not None:
                 notes.append(f"the batch is static at {_batch_of(args, kwargs)}: {_first_line(problem)}")
-            return program, None, notes
+            return program, None, before
         except Exception as error:
             problem = error
     try:
@@ -134,7 +136,7 @@ def export_program(
         notes.append(
             f"captured through torch.fx.symbolic_trace with a static batch: torch.export says {_first_line(problem)}"
         )
-        return program, None, notes
+        return program, None, before
     except Exception:
         raise _explain(model, args, kwargs, problem) from problem
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,7 +64,8 @@ def record(
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         nonlocal depth
         if depth == 0:
-            call = Observed(pytree.tree_map(copied, (args, kwargs)), random_state())
+            with flow.paused():
+                call = Observed(pytree.tree_map(copied, (args, kwargs)), random_state())
             found.calls.setdefault(module, []).append(call)
             flow.enter(module, _tensors((args, kwargs)))
         depth += 1
@@ -73,7 +74,8 @@ def record(
         nonlocal depth
         depth -= 1
         if depth == 0:
-            found.calls[module][-1].returned = pytree.tree_map(copied, output)
+            with flow.paused():
+                found.calls[module][-1].returned = pytree.tree_map(copied, output)
             flow.leave(_tensors(output))
 
     handles: list[Any] = []
@@ -126,12 +128,22 @@ class _Flow:
         self.found, self.names = found, names
         self.modules: list[nn.Module | None] = [None]
         self.now = 0
+        self.pauses = False
         self.given: dict[int, tuple[Tensor, int]] = {}  # what the call that runs was given, and its version
         self.made: dict[int, tuple[int, StorageWeakRef]] = {}  # storage -> the call that made it
         self.written: dict[
             int, tuple[int, set[Any]]
         ] = {}  # storage -> who wrote into it, given it; what of it returned
         self.public: set[Any] = set()  # what calls returned, and views of it
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let something be read that the model does not read."""
+        self.pauses = True
+        try:
+            yield
+        finally:
+            self.pauses = False
 
     def enter(self, module: nn.Module, inputs: list[Tensor]) -> None:
         self.read(inputs)
@@ -215,6 +227,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.flow = flow
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.flow.pauses:
+            return func(*args, **(kwargs or {}))
         given = _tensors((args, kwargs))
         self.flow.read(given)
         result = func(*args, **(kwargs or {}))

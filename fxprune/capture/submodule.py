@@ -140,11 +140,11 @@ def _graph(module: nn.Module, calls: list[Inputs], varying: Sequence[tuple[int, 
 
 
 def _exported(module: nn.Module, given: Inputs, calls: list[Inputs], shapes: Any, *, doubled: bool = False) -> SubGraph:
-    program, _, notes = export_program(module, *given, shapes)
+    program, _, before = export_program(module, *given, shapes)
     plain, more = normalised(program, module)
     trial = as_layers(module, fx.GraphModule(plain, copy.deepcopy(plain.graph)))
     propagate(trial, *given)
-    return SubGraph(plain, trial, _free(program), program.call_spec.out_spec, calls, doubled, [*notes, *more])
+    return SubGraph(plain, trial, _free(program), program.call_spec.out_spec, calls, doubled, [*before.notes, *more])
 
 
 def _open(leaf: Any, dims: Sequence[int]) -> dict[int, Any] | None:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -55,29 +56,44 @@ def running(model: nn.Module) -> Iterator[list[str]]:
             written += keep.put_back()
 
 
-def warm(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-    """Run a model once before it is exported; return notes.
+@dataclass
+class Warmed:
+    """What a model did when it ran before it was exported.
+
+    Attributes:
+        notes: What is to be said of it.
+        outputs: What it returned: once, where that can be held against a graph, else not at all.
+    """
+
+    notes: list[str] = field(default_factory=list)
+    outputs: list[Any] = field(default_factory=list)
+
+
+def warm(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Warmed:
+    """Run a model once before it is exported.
 
     A forward that remembers what it computes (``functools.lru_cache``, a dictionary of positions) would otherwise
     remember an exporter's fake tensors, and go on with them when the model runs the next time.
     """
+    found = Warmed()
     if all(map(_remembers_nothing, model.modules())):
-        return []
+        return found
     tensors = [*model.parameters(), *model.buffers(), *pytree.tree_leaves((args, kwargs))]
     if any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors):
-        return []  # nothing to compute with
+        return found  # nothing to compute with
     written = list[str]()
     # What fails here fails again when it is exported, and is told there.
     with contextlib.suppress(Exception), running(model) as names:
         written = names
         given = pytree.tree_map(copied, (args, kwargs))
-        model(*given[0], **given[1])
-    if not written:
-        return []
-    return [
-        f"the model's first call writes into {', '.join(written)}, which is as before: where a call on data sets its "
-        "weights up, run the model on data first, then trace it"
-    ]
+        found.outputs.append(model(*given[0], **given[1]))
+    if written:
+        found.outputs.clear()  # the next call will not do the same
+        found.notes.append(
+            f"the model's first call writes into {', '.join(written)}, which is as before: where a call on data sets "
+            "its weights up, run the model on data first, then trace it"
+        )
+    return found
 
 
 def _remembers_nothing(module: nn.Module) -> bool:

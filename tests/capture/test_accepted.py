@@ -84,6 +84,7 @@ def _scripted(make: Callable[..., Any], *args: Any) -> nn.Module:
         (lambda: _scripted(torch.jit.trace, torch.randn(2, 3)), r"TorchScript program"),
         (_quantised, r"0 \(Linear\) is quantised.*prune first"),
         (_sparse, r"0.weight is stored as sparse_coo; make it dense"),
+        (lambda: nn.Sequential(nn.LazyLinear(4)), r"0.weight has no size yet.*run the model once"),
     ],
 )
 def test_what_has_no_layers_to_work_on_is_refused(build: Callable[[], Any], words: str) -> None:

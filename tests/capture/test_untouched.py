@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fxprune.capture import trace
+from fxprune.errors import CaptureError
 
 REMEMBERED: dict[Any, Tensor] = {}
 
@@ -149,6 +150,27 @@ def test_random_numbers_go_on_where_they_were() -> None:
     seed()
     trace(model, normal(2, 4))
     assert drawn() == expected
+
+
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.calls = nn.Linear(4, 2), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        found: Tensor = self.a(x) * self.calls
+        return found
+
+
+def test_a_model_that_counts_its_calls_has_no_graph_as_a_whole() -> None:
+    model = Counts()
+    with pytest.raises(CaptureError, match=r"Counts .*something else in another call.*a counter or a flag"):
+        trace(model, normal(2, 4), regions=False)
+    traced = trace(model, normal(2, 4))
+    assert traced.regions is not None
+    assert list(traced.regions.paths) == ["a"]
+    assert model.calls == 0
 
 
 class AddsToInput(nn.Module):
