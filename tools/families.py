@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -220,7 +221,7 @@ def markdown(records: dict[str, Any]) -> str:
             own += f" ({r['own_dtype']})"
         told = [r["detail"]] if "detail" in r else r.get("notes", [])
         told = [*told, *filter(None, [r.get("own_refused", "")]), *r.get("own_notes", [])]
-        note = "; ".join(told)[:400].replace("|", "\\|")
+        note = re.sub(r"\S*site-packages/", "", "; ".join(told))[:400].replace("|", "\\|")
         lines.append(f"| {name} | {r['outcome']} | {kept} | {error} | {own} | {onnx} | {note} |")
     return "\n".join(lines) + "\n"
 
