@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture import Traced
 from fxprune.capture.regions import Call, hosted
+from fxprune.capture.untouched import copied
 from fxprune.eager_checks import (
     SINGLE_TOLERANCE,
     TOLERANCE,
@@ -136,11 +137,6 @@ def _whole(model: nn.Module, traced: Traced, *, double: bool) -> list[Any]:
         args, kwargs = pytree.tree_map(wide, given)
         with Widened():  # type: ignore[no-untyped-call]
             return list(leaves_of(model(*args, **kwargs)))
-
-
-def copied(leaf: Any) -> Any:
-    """Copy a tensor: a model may write into its inputs."""
-    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
 
 
 def leaves_of(value: Any, seen: tuple[int, ...] = ()) -> Iterator[Any]:

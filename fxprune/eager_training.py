@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture import Traced
+from fxprune.capture.untouched import copied
 from fxprune.eager_checks import first_line, idle_layers, place
-from fxprune.eager_regions import copied
 from fxprune.errors import VerifyError
 
 

@@ -111,3 +111,30 @@ def test_outputs_of_any_kind_are_compared() -> None:
     assert difference(list(leaves_of([one[0], {"n": 3, "p": 0.5}, *one[2:]])), leaves) == float("inf")
     assert difference(list(leaves_of([one[0], {"n": 2, "p": 0.6}, *one[2:]])), leaves) >= 0.19
     assert difference(list(leaves_of([*one[:2], torch.tensor([1, 3]), None])), leaves) == float("inf")
+
+
+class Memory:
+    """A cache of somebody's: what a forward puts into it is there in the next one."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+
+class Remembering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.region = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 6))
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        memory.seen.append(self.region(x))
+        return torch.stack(memory.seen).sum(0)
+
+
+def test_a_cache_that_is_given_is_the_same_for_every_run() -> None:
+    model, memory = Remembering().eval(), Memory()
+    memory.seen.append(torch.ones(3, 6))
+    traced = fxprune.trace(copy.deepcopy(model), (VECTOR, memory))
+    assert traced.regions is not None
+    small = fxprune.cut(traced, fxprune.make_plan(traced, macs=0.5, round_to=1))
+    assert apply_to(small, model).max_relative_error <= 1e-9
+    assert len(memory.seen) == 1
