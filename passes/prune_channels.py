@@ -36,6 +36,8 @@ class PruneChannels(Pass):
         calibration: Batches of inputs (a tensor, or a tuple of positional inputs, each), for a plan that compensates
             with the ``mean``; iterated over once, so that a generator will do.
         verify: Whether to compare with the masked original after the cut.
+        allow_constant: Whether the outputs may be the same for all inputs, as behind so deep a cut that only training
+            brings dead channels back. They prove little then, and are refused otherwise.
     """
 
     name: ClassVar[str] = "prune-channels"
@@ -44,6 +46,7 @@ class PruneChannels(Pass):
     plan: Plan
     verify: bool = True
     calibration: Iterable[Any] | None = None
+    allow_constant: bool = False
 
     def requires(self, traced: Traced) -> None:
         """Raise ``PlanError`` where the plan was made for another graph."""
@@ -76,7 +79,9 @@ class PruneChannels(Pass):
         """Compare with the masked reference."""
         if self.verify and not self._is_done(before):
             kept = Kept(find_groups(before), removal_of(self.plan))
-            verify_with(before, after, kept, _HELD.get(after.module, {})).require_live()
+            verification = verify_with(before, after, kept, _HELD.get(after.module, {}))
+            if not self.allow_constant:
+                verification.require_live()
 
     def _is_done(self, traced: Traced) -> bool:
         return self.plan.hash in traced.module.meta.get(_DONE, ())

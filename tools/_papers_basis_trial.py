@@ -114,7 +114,7 @@ class Run:
         plan = make_plan(
             scored, params=self.share(traced, keep), importance=lambda _: scores, round_to=1, groups=groups
         )
-        return Pipeline([PruneChannels(plan)])(traced).traced
+        return Pipeline([PruneChannels(plan, allow_constant=True)])(traced).traced
 
     def drop(
         self, tuned: Traced, scores: Mapping[str, Tensor], keep: float, ranking: Ranking | None = None

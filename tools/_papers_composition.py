@@ -159,7 +159,7 @@ def run_trial(trial: Trial, cache: Path) -> dict[str, Any]:
     _, test = data_for(settings.data, settings.task, trial.seed)
     dense = _dense(settings, trial.seed, cache)
     before, plan = _planned(settings, way, dense, trial.seed, cache)
-    pruned = Pipeline([PruneChannels(plan)])(before).traced
+    pruned = Pipeline([PruneChannels(plan, allow_constant=True)])(before).traced
     record = {
         **trial.key,
         "dense": evaluate(dense.module, test)["accuracy"],

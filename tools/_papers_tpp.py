@@ -98,7 +98,7 @@ def run_trial(trial: Trial, cache: Path) -> dict[str, Any]:
         trained = finetune(dense, data, None, regular, objectives=[lambda model: _begin(trial, dense, model)], cpu=True)
         assert trained.traced is not None
         before, (plan,) = trained.traced, trained.finished
-    smaller = Pipeline([passes.PruneChannels(plan)])(before).traced
+    smaller = Pipeline([passes.PruneChannels(plan, allow_constant=True)])(before).traced
     record = {
         **trial.key,
         "params": plan.after.params,

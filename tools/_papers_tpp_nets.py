@@ -103,7 +103,7 @@ def run_trial(trial: Trial, cache: Path) -> dict[str, Any]:
     train, test = data_for(trial.task, task, trial.seed)
     dense, accuracy = dense_network(trial.task, trial.net, task, trial.seed, cache, True)
     before, plan = _planned(trial, dense)
-    smaller = Pipeline([PruneChannels(plan)])(before).traced
+    smaller = Pipeline([PruneChannels(plan, allow_constant=True)])(before).traced
     record = {
         **trial.key,
         "params": plan.after.params,

@@ -167,7 +167,7 @@ def dense_weights(task: str, net: str, settings: Settings, seed: int, cache: Pat
 def _pruned(task: str, net: str, settings: Settings, seed: int, ratio: float, cache: Path, cpu: bool) -> Traced:
     dense, _ = dense_network(task, net, settings, seed, cache, cpu)
     plan = make_plan(dense, channels=1 - ratio, importance="l1", allocation="uniform", round_to=1)
-    return Pipeline([PruneChannels(plan)])(dense).traced
+    return Pipeline([PruneChannels(plan, allow_constant=True)])(dense).traced
 
 
 def _recover(

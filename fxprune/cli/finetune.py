@@ -176,7 +176,7 @@ def _prune(dense: Traced, plan: Plan, steps: Stages) -> Traced:
     from fxprune.pipeline import Pipeline
 
     with steps.step("prune", "remove what the plan says, and compare with the masked reference in float64"):
-        return Pipeline([PruneChannels(plan)])(dense).traced
+        return Pipeline([PruneChannels(plan, allow_constant=True)])(dense).traced
 
 
 def _recipe(options: Options, dense: Traced, pruned: Traced) -> Recipe:

@@ -109,7 +109,7 @@ class Network:
 
     def without(self, plan: Step) -> Network:
         """Return the network with a plan carried out, and proved, on it."""
-        single: Pass = RemoveLayers(plan) if isinstance(plan, LayerPlan) else PruneChannels(plan)
+        single: Pass = RemoveLayers(plan) if isinstance(plan, LayerPlan) else PruneChannels(plan, allow_constant=True)
         width = self.width if isinstance(plan, LayerPlan) else self.width * width_of(self.traced, plan)
         return Network(Pipeline([single])(self.traced).traced, (*self.steps, plan), self.side, width)
 

@@ -54,7 +54,8 @@ class Verification:
         if not self.live:
             raise VerifyError(
                 "the outputs of the cut model are the same for every input that was tried, so that nothing is proved "
-                "by comparing them; remove less: where few channels are left, all of them may be dead behind a ReLU"
+                "by comparing them; remove less: where few channels are left, all of them may be dead behind a ReLU. "
+                "Where they are to be trained next, say that this may be: PruneChannels(plan, allow_constant=True)"
             )
 
 

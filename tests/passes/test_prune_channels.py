@@ -106,8 +106,10 @@ def test_outputs_that_do_not_move_are_refused() -> None:
     with torch.no_grad():
         model[1].bias.fill_(-1e6)
     traced = trace(model, IMAGE)
+    plan = make_plan(traced, params=0.5, round_to=1)
     with pytest.raises(VerifyError, match="dead behind a ReLU"):
-        Pipeline([PruneChannels(make_plan(traced, params=0.5, round_to=1))])(traced)
+        Pipeline([PruneChannels(plan)])(traced)
+    assert Pipeline([PruneChannels(plan, allow_constant=True)])(traced).report.changed
 
 
 def test_calibration_batches_are_read_once() -> None:

@@ -50,7 +50,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 60) -> None:
 
 
 def test_results_do_not_depend_on_who_runs_them(tmp_path: Path) -> None:
-    trials = works.trials(4, sleep=0.02)
+    trials = works.trials(4, sleep=0.5)  # long enough for a second worker to begin before the first has done all
     found = [
         run(tmp_path / str(number), trials, executor)
         for number, executor in enumerate([InProcess(), Processes(1), Processes(3)])
