@@ -73,10 +73,10 @@ def _one_thread() -> Iterator[None]:
 
 
 def _demonstrate(options: Options, stages: Stages, folder: Path) -> dict[str, Any]:
-    from fxprune.deploy.files import write_safetensors
     from fxprune.passes import FuseBatchNorm, PruneChannels, RemoveIdentity
     from fxprune.pipeline import Pipeline
     from fxprune.planning import make_plan
+    from fxprune.results import write_weights
     from fxprune.training import load_data
 
     splits = load_data("digits")
@@ -96,7 +96,7 @@ def _demonstrate(options: Options, stages: Stages, folder: Path) -> dict[str, An
         }  # fmt: skip
     final = Pipeline([RemoveIdentity(), FuseBatchNorm()])(recovered).traced
     report |= _deploy(options, dense, final, plan, stages, folder)
-    write_safetensors(folder / "model.safetensors", recovered.module)
+    write_weights(folder, recovered.module)
     write_text(folder / "plan.json", plan.to_json(indent=2))
     report["seconds"] = stages.seconds
     return report

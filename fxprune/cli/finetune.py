@@ -223,13 +223,13 @@ def _train(options: Options, recipe: Recipe, dense: Traced, pruned: Traced, spli
 
 def _finish(trained: Any, steps: Stages, folder: Path) -> Traced:
     """Collapse what was expanded, write the weights, and return the graph that is exported."""
-    from fxprune.deploy.files import write_safetensors
     from fxprune.passes import FuseBatchNorm, RemoveIdentity, Reparameterize
     from fxprune.pipeline import Pipeline
+    from fxprune.results import write_weights
 
     with steps.step("collapse", "collapse expanded layers, fold batch norms"):
         collapsed = Pipeline([Reparameterize(only_blocks=True)])(trained).traced
-        write_safetensors(folder / "model.safetensors", collapsed.module)
+        write_weights(folder, collapsed.module)
         return Pipeline([RemoveIdentity(), FuseBatchNorm()])(collapsed).traced
 
 

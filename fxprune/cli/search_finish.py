@@ -132,9 +132,10 @@ def _latency(job: Job, final: Traced, dense: Traced, path: Path) -> Latency:
 
 
 def _write(report: dict[str, Any], folder: Path) -> None:
+    from fxprune.cli.files import write_text
     from fxprune.cli.search_report_html import render
     from fxprune.cli.search_report_md import render_markdown
 
-    (folder / "report.json").write_text(json.dumps(report, indent=2, default=str, allow_nan=False))
-    (folder / "report.html").write_text(render(report), encoding="utf-8")
-    (folder / "report.md").write_text(render_markdown(report), encoding="utf-8")
+    write_text(folder / "report.json", json.dumps(report, indent=2, default=str, allow_nan=False))
+    write_text(folder / "report.html", render(report))
+    write_text(folder / "report.md", render_markdown(report))
