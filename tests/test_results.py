@@ -42,13 +42,19 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def factory(source: Path) -> Callable[..., nn.Module]:
-    spec = importlib.util.spec_from_file_location("net_of_results", source)
+def imported(name: str, source: Path) -> Any:
+    """Return a file as a module."""
+    spec = importlib.util.spec_from_file_location(name, source)
     assert spec is not None
     assert spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def factory(source: Path) -> Callable[..., nn.Module]:
+    module = imported("net_of_results", source)
     return module.Net  # type: ignore[no-any-return]
 
 
@@ -177,11 +183,7 @@ REMOVALS = ['layers = ["2.conv"]', 'layers = 0.4\nimportance = "random"']
 def test_without_the_layers_that_were_chosen_by_other_weights(tmp_path: Path, options: str) -> None:
     source = tmp_path / "deep.py"
     source.write_text(DEEP)
-    spec = importlib.util.spec_from_file_location("deep_of_results", source)
-    assert spec is not None
-    assert spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = imported("deep_of_results", source)
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(f'[[passes]]\nname = "remove-layers"\n{options}\n[[passes]]\nname = "fuse-batchnorm"\n')
     words = [
@@ -228,11 +230,7 @@ def random_constants(tmp_path: Path) -> tuple[Path, Callable[[], nn.Module]]:
     """Return a folder of a model that draws tensors which are not in its state_dict, and the model's factory."""
     source = tmp_path / "constants.py"
     source.write_text(CONSTANTS)
-    spec = importlib.util.spec_from_file_location("constants_of_results", source)
-    assert spec is not None
-    assert spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = imported("constants_of_results", source)
     words = ["optimize", f"{source}:Net", "--input", "2x6", "--macs", "0.5", "--round-to", "1", "--no-latency"]
     result = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output

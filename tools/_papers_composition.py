@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 import statistics
 import tempfile
 import time
@@ -19,7 +18,7 @@ from typing import Any
 
 import onnxruntime
 import torch
-from torch import fx, nn
+from torch import nn
 
 from fxprune.capture import Traced, trace
 from fxprune.deploy.onnx import export_onnx
@@ -27,9 +26,9 @@ from fxprune.errors import VerifyError
 from fxprune.passes import FuseBatchNorm, OverParameterize, PruneChannels, RemoveIdentity, Reparameterize
 from fxprune.pipeline import Pipeline
 from fxprune.planning import Plan, count
-from fxprune.training import TPP, Distillation, Growth, PlainL1, Recipe, evaluate, finetune
+from fxprune.training import Distillation, Growth, PlainL1, Recipe, evaluate, finetune
 from fxprune.training.growing import SCHEDULES
-from tools._papers_tpp import interval, spread
+from tools._papers_tpp import epochs_of, interval, pulled, spread
 from tools._recovery_tasks import SCALES as TASKS
 from tools._recovery_tasks import Settings as Task
 from tools._recovery_tasks import Tensors, build, data_for
@@ -104,7 +103,7 @@ class Settings:
     @property
     def growth_epochs(self) -> int:
         """Epochs that the schedule takes."""
-        return math.ceil(self.growth.steps / math.ceil(self.task.train / self.task.batch))
+        return epochs_of(self.growth, self.task.train, self.task.batch)
 
 
 SCALES = {
@@ -195,18 +194,10 @@ def _planned(settings: Settings, way: Way, dense: Traced, seed: int, cache: Path
     if not way.tpp:
         return dense, PlainL1.begin(dense, {"*": RATIO}, residual=True).finish()
 
-    def begin(model: nn.Module) -> TPP:
-        assert isinstance(model, fx.GraphModule)  # a copy of the capture's
-        return TPP.begin(dense.with_module(model), {"*": RATIO}, schedule=settings.growth, residual=True)
-
     task = settings.task
-    recipe = Recipe(settings.growth_epochs, task.batch, lr=1e-3, schedule="constant", seed=seed, save_every=0)
     folder = cache / f"composition-tpp-{settings.digest}-{seed}"
     train, _ = data_for(settings.data, task, seed)
-    trained = finetune(dense, train, None, recipe, objectives=[begin], out=folder, cpu=True)
-    assert trained.traced is not None
-    (plan,) = trained.finished
-    return trained.traced, plan
+    return pulled(dense, train, RATIO, settings.growth, task.batch, seed, folder)
 
 
 def _recovered(

@@ -20,6 +20,7 @@ from torch.utils.data import TensorDataset
 from fxprune import passes
 from fxprune.capture import Traced, trace
 from fxprune.pipeline import Pipeline
+from fxprune.planning import Plan
 from fxprune.training import TPP, GrowingL2, Growth, PlainL1, Recipe, evaluate, finetune, load_data, trainability
 from fxprune.training.growing import SCHEDULES
 
@@ -58,7 +59,7 @@ class Settings:
     @property
     def growth_epochs(self) -> int:
         """Epochs that the schedule takes."""
-        return math.ceil(self.growth.steps / math.ceil(self.train / self.batch))
+        return epochs_of(self.growth, self.train, self.batch)
 
 
 SCALES = {"small": Settings(), "test": Settings((4, 4, 8, 8, 8, 8), 64, 32, 1, 1, Growth(1, 0.1, 1.0, 15, 2))}
@@ -116,6 +117,28 @@ def run_trial(trial: Trial, cache: Path) -> dict[str, Any]:
         record[f"tuned_{rate:g}"] = evaluate(tuned, test)["accuracy"]
     record["seconds"] = round(time.perf_counter() - start, 1)
     return record
+
+
+def epochs_of(growth: Growth, images: int, batch: int) -> int:
+    """Return how many epochs a schedule takes."""
+    return math.ceil(growth.steps / math.ceil(images / batch))
+
+
+def pulled(
+    dense: Traced, data: Any, ratio: float, growth: Growth, batch: int, seed: int, out: Path | None = None
+) -> tuple[Traced, Plan]:
+    """Pull filters to zero by trainability-preserving pruning, residual sums included; return network and plan."""
+
+    def begin(model: nn.Module) -> TPP:
+        assert isinstance(model, fx.GraphModule)  # a copy of the capture's
+        return TPP.begin(dense.with_module(model), {"*": ratio}, schedule=growth, residual=True)
+
+    epochs = epochs_of(growth, len(data), batch)
+    recipe = Recipe(epochs, batch, lr=1e-3, schedule="constant", seed=seed, save_every=0)
+    trained = finetune(dense, data, None, recipe, objectives=[begin], out=out, cpu=True)
+    assert trained.traced is not None
+    (plan,) = trained.finished
+    return trained.traced, plan
 
 
 def _begin(trial: Trial, dense: Traced, model: nn.Module) -> GrowingL2:

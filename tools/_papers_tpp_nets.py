@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import fx, nn
-
 from fxprune.capture import Traced
 from fxprune.passes import PruneChannels
 from fxprune.pipeline import Pipeline
 from fxprune.planning import Plan
-from fxprune.training import TPP, Growth, PlainL1, Recipe, evaluate, finetune, trainability
+from fxprune.training import Growth, PlainL1, Recipe, evaluate, finetune, trainability
 from fxprune.training.growing import SCHEDULES
-from tools._papers_tpp import in_words, spread
+from tools._papers_tpp import epochs_of, in_words, pulled, spread
 from tools._recovery_tasks import NETS, data_for
 from tools._recovery_tasks import SCALES as TASKS
 from tools._recovery_tasks import Settings as Task
@@ -53,7 +50,7 @@ class Settings:
     @property
     def growth_epochs(self) -> int:
         """Epochs that the schedule takes."""
-        return math.ceil(self.growth.steps / math.ceil(self.task.train / self.task.batch))
+        return epochs_of(self.growth, self.task.train, self.task.batch)
 
 
 SCALES = {
@@ -123,23 +120,11 @@ def run_trial(trial: Trial, cache: Path) -> dict[str, Any]:
 
 def _planned(trial: Trial, dense: Traced) -> tuple[Traced, Plan]:
     """Return the network before the cut, and the plan."""
-    ratios = {"*": trial.ratio}
     if trial.method == "l1":
-        return dense, PlainL1.begin(dense, ratios, residual=True).finish()
+        return dense, PlainL1.begin(dense, {"*": trial.ratio}, residual=True).finish()
     settings = trial.settings
-
-    def begin(model: nn.Module) -> TPP:
-        assert isinstance(model, fx.GraphModule)  # a copy of the capture's
-        return TPP.begin(dense.with_module(model), ratios, schedule=settings.growth, residual=True)
-
-    recipe = Recipe(
-        settings.growth_epochs, settings.task.batch, lr=1e-3, schedule="constant", seed=trial.seed, save_every=0
-    )
     train, _ = data_for(trial.task, settings.task, trial.seed)
-    trained = finetune(dense, train, None, recipe, objectives=[begin], cpu=True)
-    assert trained.traced is not None
-    (plan,) = trained.finished
-    return trained.traced, plan
+    return pulled(dense, train, trial.ratio, settings.growth, settings.task.batch, trial.seed)
 
 
 # ---------------------------------------------------------------- tables

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,11 +77,7 @@ class Traced:
                 return leaf
             shape = list(leaf.shape) if batch is None or own is None else [batch, *leaf.shape[1:]]
             shape = [round(n * (scale or 1)) if d in dims and d > 1 else n for d, n in enumerate(shape)]
-            if leaf.is_floating_point() or leaf.is_complex():
-                return torch.randn(shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
-            values = leaf.flatten().cpu()
-            picks = torch.randint(max(values.numel(), 1), shape, generator=generator)
-            return values[picks].to(leaf.device) if values.numel() else leaf
+            return redrawn(leaf, shape, generator)
 
         leaves, nested = pytree.tree_flatten((self.args, self.kwargs))
         args, kwargs = pytree.tree_unflatten(map(fresh, leaves, self.batches(), self._open()), nested)
@@ -164,6 +160,15 @@ class Traced:
             *(f"  note: {note}" for note in self.notes),
         ]
         return "\n".join(lines)
+
+
+def redrawn(leaf: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Return random values of a shape: floats standard normal, others drawn from those of ``leaf``, if it has any."""
+    if leaf.is_floating_point() or leaf.is_complex():
+        return torch.randn(shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
+    values = leaf.flatten().cpu()
+    picks = torch.randint(max(values.numel(), 1), tuple(shape), generator=generator)
+    return values[picks].to(leaf.device) if values.numel() else leaf
 
 
 def _open_dimensions(leaf: Any, spec: Any) -> Iterator[int]:

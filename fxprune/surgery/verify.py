@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture import Traced
+from fxprune.capture.traced import redrawn
 from fxprune.channels import Groups, find_groups
 from fxprune.errors import VerifyError
 from fxprune.runner import Runner, Weights
@@ -175,19 +176,14 @@ def _moved(before: list[Tensor], after: list[Tensor]) -> bool:
 
 
 def _redrawn(inputs: Inputs, seed: int) -> Inputs:
-    """Return inputs of the same shapes: floats standard normal, others drawn from the values that are there."""
+    """Return random inputs of the same shapes."""
     generator = torch.Generator().manual_seed(seed)
 
     def other(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.numel():
-            return leaf
-        if leaf.is_floating_point() or leaf.is_complex():
-            return torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
-        picks = torch.randint(leaf.numel(), leaf.shape, generator=generator)
-        return leaf.flatten()[picks.to(leaf.device)]
+        return redrawn(leaf, leaf.shape, generator) if isinstance(leaf, Tensor) and leaf.numel() else leaf
 
-    redrawn: Inputs = pytree.tree_map(other, inputs)
-    return redrawn
+    found: Inputs = pytree.tree_map(other, inputs)
+    return found
 
 
 @dataclass(frozen=True)
