@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+import fxprune
 from fxprune.capture import Traced
-from fxprune.eager_wide import Widened
+from fxprune.eager.wide import Widened
 from fxprune.errors import VerifyError
 from fxprune.graph_tools import evaluating, wide
 from fxprune.runner import Runner
@@ -27,7 +28,7 @@ TOLERANCE = 1e-9
 SINGLE_TOLERANCE = 1e-4
 """The same in float32, for code that cannot run in float64."""
 
-_LIBRARY = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, __file__))
+_LIBRARY = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, fxprune.__file__))
 
 
 @dataclass(frozen=True)

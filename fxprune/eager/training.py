@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture import Traced
 from fxprune.capture.untouched import copied
-from fxprune.eager_checks import first_line, idle_layers, place
+from fxprune.eager.checks import first_line, idle_layers, place
 from fxprune.errors import VerifyError
 
 

@@ -1,8 +1,8 @@
 """The user's own class back: what was done to the graph, written into the eager module that it was captured from.
 
 The forward code stays as it is, and with it everything that the graph left behind: stochastic depth, auxiliary heads,
-losses. Whether that code still computes what the graph computes is not assumed but checked (``eager_checks``,
-``eager_regions``), and so is whether it still runs in training mode (``eager_training``). Where Python has a width
+losses. Whether that code still computes what the graph computes is not assumed but checked (``checks``,
+``regions``), and so is whether it still runs in training mode (``training``). Where Python has a width
 written into it, or a head for training reads what was removed, the module is left as it was, and the error names the
 line.
 """
@@ -19,9 +19,9 @@ from torch import Tensor, fx, nn
 
 from fxprune.capture import Traced
 from fxprune.capture.accepted import accepted
-from fxprune.eager_checks import compare
-from fxprune.eager_regions import around_regions, compare_around
-from fxprune.eager_training import check_training, trains
+from fxprune.eager.checks import compare
+from fxprune.eager.regions import around_regions, compare_around
+from fxprune.eager.training import check_training, trains
 from fxprune.errors import InputError, VerifyError
 from fxprune.surgery.cut import fit_layer
 

@@ -325,7 +325,7 @@ def test_folded_norms_become_identities() -> None:
 @pytest.mark.parametrize(
     ("build", "example", "message"),
     [
-        (Baked, IMAGE, r"does not run with the new sizes.*test_eager.py:\d+ \(return self.b\(self.a\(x\).reshape"),
+        (Baked, IMAGE, r"does not run with the new sizes.*test_write.py:\d+ \(return self.b\(self.a\(x\).reshape"),
     ],
 )
 def test_a_width_in_the_code_is_refused_with_its_line(

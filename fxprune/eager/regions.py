@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture import Traced
 from fxprune.capture.regions import Call, hosted
 from fxprune.capture.untouched import copied
-from fxprune.eager_checks import (
+from fxprune.eager.checks import (
     SINGLE_TOLERANCE,
     TOLERANCE,
     Agreement,
@@ -26,7 +26,7 @@ from fxprune.eager_checks import (
     place,
     top,
 )
-from fxprune.eager_wide import Widened
+from fxprune.eager.wide import Widened
 from fxprune.errors import VerifyError
 from fxprune.graph_tools import evaluating, wide
 from fxprune.runner import Runner
