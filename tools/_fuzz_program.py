@@ -90,15 +90,19 @@ _Write = Callable[["Writer", Value], "Value | None"]
 
 
 def operation(
-    *kinds: str, reads: bool = False, bakes: bool = False, repeats: bool = False
+    *kinds: str,
+    reads: bool = False,
+    bakes: bool = False,
+    repeats: bool = False,
+    table: dict[str, Operation] = OPERATIONS,
 ) -> Callable[[_Write], _Write]:
-    """Register a rule of the grammar under its own name."""
+    """Register a rule of the grammar under its own name, in the table of all networks or one of a tool's own."""
 
     def register(write: _Write) -> _Write:
         name = write.__name__.strip("_")
-        if name in OPERATIONS:
+        if name in table or name in OPERATIONS:
             raise ValueError(f"there are two rules {name!r}")
-        OPERATIONS[name] = Operation(name, kinds, write, reads, bakes, repeats)
+        table[name] = Operation(name, kinds, write, reads, bakes, repeats)
         return write
 
     return register
@@ -229,8 +233,8 @@ HEADS = {
 _INDENT = " " * 8
 
 
-def write_program(choices: Choices, most: int = 12) -> Program:
-    """Write a network of at most so many operations."""
+def write_program(choices: Choices, most: int = 12, more: Sequence[Operation] = ()) -> Program:
+    """Write a network of at most so many operations, by the rules of the grammar and some more, if any."""
     writer = Writer(choices)
     kind = writer.pick(KINDS)
     writer.values.append(Value("x0", kind, STARTS[kind]))
@@ -238,7 +242,7 @@ def write_program(choices: Choices, most: int = 12) -> Program:
     if writer.integer(0, 5) == 5:
         writer.values.append(Value("x1", kind, STARTS[kind]))
         inputs.append(STARTS[kind])
-    allowed = list(OPERATIONS.values())
+    allowed = [*more, *OPERATIONS.values()]
     plain = writer.integer(0, 1) == 0  # half of the networks can be held to the reference of zeros
     if plain:
         allowed = [rule for rule in allowed if not rule.reads]
@@ -253,7 +257,7 @@ def write_program(choices: Choices, most: int = 12) -> Program:
         if made is not None:
             writer.values.append(made)
             writer.used.append(rule.name)
-    return _finish(writer, inputs)
+    return _finish(writer, inputs, {rule.name: rule for rule in (*OPERATIONS.values(), *more)})
 
 
 def _begin(writer: Writer) -> None:
@@ -267,7 +271,7 @@ def _begin(writer: Writer) -> None:
         writer.used.append(name)
 
 
-def _finish(writer: Writer, inputs: list[tuple[int, ...]]) -> Program:
+def _finish(writer: Writer, inputs: list[tuple[int, ...]], known: dict[str, Operation]) -> Program:
     """End in one or two heads: linear layers whose outputs stay, over what was made last and something before it."""
     ends = [writer.values[-1]]
     if len(writer.values) > 2 and writer.integer(0, 2) == 2:
@@ -283,7 +287,7 @@ def _finish(writer: Writer, inputs: list[tuple[int, ...]]) -> Program:
     lines += [f"{_INDENT}{line}" for line in writer.layers]
     lines += ["", f"    def forward(self, {names}):", *(f"{_INDENT}{line}" for line in writer.lines)]
     lines += [f"{_INDENT}return {', '.join(outputs)}", ""]
-    rules = [OPERATIONS[name] for name in writer.used]
+    rules = [known[name] for name in writer.used]
     return Program(
         "\n".join(lines), tuple(inputs), tuple(writer.used),
         any(rule.reads or rule.repeats for rule in rules), any(rule.bakes for rule in rules),

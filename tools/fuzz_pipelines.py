@@ -1,0 +1,295 @@
+"""Hunt for wrong numbers in sequences of passes: random networks through random pipelines.
+
+    python tools/fuzz_pipelines.py --pipelines 1000 --out results/fuzz_pipelines.json
+    python tools/fuzz_pipelines.py --pipelines 200 --first 50000        # others
+    python tools/fuzz_pipelines.py --show 1234                          # network and pipeline of one, as code
+    python tools/fuzz_pipelines.py --markdown docs/fuzz.md --pipelines 0
+
+Each step is held to a reference that shares nothing with the library's own checks (``tools/_pipelines_check.py``).
+Pipelines are numbered, and a number always makes the same one of the same library; those with a record are not made
+again. What fails is made smaller, by leaving out steps and decisions, and printed as code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import multiprocessing
+import os
+import random
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # started as a script: the checkout itself is not on the path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from fxprune.deploy.files import atomic_write
+from fxprune.errors import VerifyError
+from tools._fuzz_check import WrongNumber
+from tools._fuzz_program import Choices, Program
+from tools._pipelines_check import Checked, Kind, check_pipeline
+from tools._pipelines_networks import write_network
+from tools._pipelines_references import BrokenPromise
+from tools._pipelines_steps import STEPS
+from tools.fuzz import TooLong, _bounded, _Recorded, _Replayed, _variants, read
+
+SECONDS = 120  # for one pipeline
+SHARD = 20
+STEPS_EACH = (2, 6)
+START, END = "<!-- pipelines:start -->\n", "<!-- pipelines:end -->\n"
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The decisions of one pipeline: those of the network, and those of each step."""
+
+    network: list[int]
+    steps: list[list[int]]
+
+
+class _Drawn:
+    """Decisions by a number, kept."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.network = _Recorded(number)
+        self.made: list[_Recorded] = []
+
+    def steps(self) -> int:
+        return random.Random(self.number + 1).randint(*STEPS_EACH)
+
+    def step(self, number: int) -> Choices:
+        self.made.append(_Recorded((self.number + 1) * 64 + number))
+        return self.made[-1]
+
+    def numbers(self) -> Numbers:
+        return Numbers(self.network.numbers, [made.numbers for made in self.made])
+
+
+class _Kept:
+    """Decisions of a list."""
+
+    def __init__(self, numbers: Numbers) -> None:
+        self.numbers = numbers
+
+    def steps(self) -> int:
+        return len(self.numbers.steps)
+
+    def step(self, number: int) -> Choices:
+        return _Replayed(self.numbers.steps[number])
+
+
+def run(number: int) -> dict[str, Any]:
+    """Make one pipeline, check it, and say what came of it; what fails is made smaller."""
+    draws = _Drawn(number)
+    program = write_network(draws.network)
+    start = time.process_time()
+    outcome, detail, found = attempt(program, number, draws)
+    record = {
+        "pipeline": number, "outcome": outcome, "ran": found.ran, "changed": found.changed, "held": dict(found.held),
+        "refusals": found.refusals, "seconds": round(time.process_time() - start, 3),
+    }  # fmt: skip
+    if outcome != "right":
+        source, code, said = smaller(draws.numbers(), outcome, detail, number)
+        record |= {"detail": detail, "source": source, "steps": code, "smallest": said}
+    return record
+
+
+def attempt(program: Program, number: int, draws: Any) -> tuple[str, str, Checked]:
+    """Return "right", "wrong", "broken", "refused itself", "crash" or "too long", with what was raised."""
+    found = Checked()
+    try:
+        with _bounded(SECONDS):
+            check_pipeline(program, number, draws, Kind.of(number), found)
+        return "right", "", found
+    except WrongNumber as error:
+        return "wrong", str(error), found
+    except BrokenPromise as error:
+        return "broken", str(error), found
+    except VerifyError as error:
+        return "refused itself", str(error), found
+    except TooLong:
+        return "too long", f"more than {SECONDS} s", found
+    except Exception as error:  # whatever it is, it is no refusal: that is what is looked for
+        return "crash", f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-6)}", found
+
+
+def smaller(numbers: Numbers, outcome: str, detail: str, number: int, tries: int = 60) -> tuple[str, list[str], str]:
+    """Return the smallest network and pipeline with the same outcome that are found, and what they say."""
+    left = tries
+
+    def fails(candidate: Numbers) -> tuple[Program, list[str], str] | None:
+        nonlocal left
+        if left <= 0:
+            return None
+        left -= 1
+        program = write_network(_Replayed(candidate.network))
+        came, said, found = attempt(program, number, _Kept(candidate))
+        return (program, found.code, said) if came == outcome and _kind(said) == _kind(detail) else None
+
+    best = fails(numbers) or (write_network(_Replayed(numbers.network)), ["# not found again"], detail)
+    for position in reversed(range(len(numbers.steps))):
+        candidate = Numbers(numbers.network, numbers.steps[:position] + numbers.steps[position + 1 :])
+        made = fails(candidate)
+        if made:
+            best, numbers = made, candidate
+
+    def network(given: list[int]) -> Numbers:
+        return Numbers(given, numbers.steps)
+
+    def keep(candidate: Numbers) -> bool:
+        nonlocal best, numbers
+        program = write_network(_Replayed(candidate.network))
+        if len(program.source) > len(best[0].source) or candidate == numbers:
+            return False
+        made = fails(candidate)
+        if made:
+            best, numbers = made, candidate
+        return made is not None
+
+    _leave_out(numbers.network, lambda given: keep(network(given)))
+    for position in range(len(numbers.steps)):
+        steps = numbers.steps
+
+        def with_step(given: list[int], at: int = position, steps: list[list[int]] = steps) -> Numbers:
+            return Numbers(numbers.network, [*steps[:at], given, *steps[at + 1 :]])
+
+        _leave_out(steps[position][1:], lambda given: keep(with_step([steps[position][0], *given])))  # noqa: B023
+    return best[0].source, best[1], best[2]
+
+
+def _leave_out(numbers: list[int], keep: Callable[[list[int]], bool]) -> None:
+    """Leave out and lower runs of decisions, as long as that is kept."""
+    width = max(len(numbers) // 2, 1)
+    while width and numbers:
+        at, changed = 0, False
+        while at < len(numbers):
+            for candidate in _variants(numbers, at, width):
+                if candidate != numbers and keep(candidate):
+                    numbers, changed = candidate, True
+                    break
+            else:
+                at += width
+        width = width if changed else width // 2
+
+
+def _kind(detail: str) -> str:
+    """Return the beginning of what was raised, without numbers: a smaller case has others."""
+    return "".join(letter for letter in detail.split("\n")[0][:60] if not letter.isdigit())
+
+
+# ---------------------------------------------------------------- many
+
+
+def shard(numbers: list[int]) -> list[dict[str, Any]]:
+    """Run several pipelines in this process."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    return [run(number) for number in numbers]
+
+
+def page(found: dict[str, Any]) -> str:
+    """Return what came of all pipelines as Markdown."""
+    done = found["networks"]
+    outcomes = collections.Counter(record["outcome"] for record in done)
+    ran = collections.Counter(name for record in done for name in record["ran"])
+    changed = collections.Counter(name for record in done for name in record["changed"])
+    held: collections.Counter[str] = collections.Counter()
+    for record in done:
+        held.update(record["held"])
+    pairs = {pair for record in done for pair in zip(record["changed"], record["changed"][1:], strict=False)}
+    lines = [
+        "| | found |", "|---|---|", f"| random pipelines | {len(done)} |",
+        f"| passes that ran | {sum(ran.values())} |", f"| of these changed something | {sum(changed.values())} |",
+        f"| different pairs of passes in a row | {len(pairs)} of {(len(STEPS) - 1) ** 2} |",
+        f"| wrong numbers | {outcomes['wrong']} |", f"| broken promises | {outcomes['broken']} |",
+        f"| wrong numbers that the library refused itself | {outcomes['refused itself']} |",
+        f"| crashes without a reason | {outcomes['crash']} |",
+        f"| longer than {SECONDS} s | {outcomes['too long']} |",
+        f"| refusals | {sum(len(record['refusals']) for record in done)} |",
+        f"| CPU time | {sum(record['seconds'] for record in done) / 60:.0f} minutes |",
+        "", "| pass | ran | changed something | held to a reference of its own |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for name in sorted(ran):
+        lines.append(f"| {name} | {ran[name]} | {changed[name]} | {held[name] or ''} |")
+    lines += ["", f"Outputs that had to stay were compared {held['outputs']} times, "]
+    lines[-1] += f"ONNX files {held['ONNX']} times, networks written back {held['its own class']} times."
+    return "\n".join(lines) + "\n"
+
+
+def _append(path: Path, records: list[dict[str, Any]]) -> None:
+    found = read(path)
+    found["networks"] += records
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, json.dumps(found) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    def put(temporary: Path) -> None:
+        temporary.write_text(text)
+
+    atomic_write(path, put)
+
+
+def _put_between(path: Path, text: str) -> None:
+    before, _, rest = path.read_text().partition(START)
+    _write(path, before + START + text + END + rest.partition(END)[2])
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run what has no record; return 1 where anything failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pipelines", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0, help="the number to begin with")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("results/fuzz_pipelines.json"))
+    parser.add_argument("--markdown", type=Path, help="page for the tables")
+    parser.add_argument(
+        "--show", type=int, metavar="N", help="print one network and its pipeline, and what comes of it"
+    )
+    options = parser.parse_args(words)
+    if options.show is not None:
+        return show(options.show)
+    done = {record["pipeline"] for record in read(options.out)["networks"]}
+    wanted = [n for n in range(options.first, options.first + options.pipelines) if n not in done]
+    shards = [wanted[at : at + SHARD] for at in range(0, len(wanted), SHARD)]
+    with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=4) as pool:
+        for records in pool.imap_unordered(shard, shards):
+            _append(options.out, records)
+            _say(records, options.out)
+    if options.markdown:
+        _put_between(options.markdown, page(read(options.out)))
+    return int(any(record["outcome"] != "right" for record in read(options.out)["networks"]))
+
+
+def show(number: int) -> int:
+    """Print the network and the pipeline of a number, and what comes of it; not made smaller."""
+    warnings.simplefilter("ignore")
+    draws = _Drawn(number)
+    program = write_network(draws.network)
+    print(program.source)
+    outcome, detail, found = attempt(program, number, draws)
+    print("\n".join(found.code))
+    print(json.dumps({"outcome": outcome, "detail": detail, "held": found.held, "refusals": found.refusals}, indent=1))
+    return int(outcome != "right")
+
+
+def _say(records: list[dict[str, Any]], out: Path) -> None:
+    for record in records:
+        if record["outcome"] != "right":
+            print(f"pipeline {record['pipeline']}: {record['outcome']}: {record['detail']}", flush=True)
+            print(record["source"], "\n".join(record["steps"]), record["smallest"], sep="\n", flush=True)
+    print(f"{len(read(out)['networks'])} pipelines, load {os.getloadavg()[0]:.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
