@@ -5,6 +5,7 @@ Each raises a ``VerifyError`` that reads on after the name of the pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture import Traced
 from fxprune.capture.propagate import flat_inputs
+from fxprune.distance import differing, distance, relative, top
 from fxprune.errors import VerifyError
 from fxprune.graph_tools import module_of, tensors_of
 from fxprune.runner import Runner
@@ -108,25 +110,24 @@ def check_outputs(before: Traced, after: Traced, was: Witness, *, changed: bool)
 
 
 def _difference(new: Any, old: Any, tolerance: float) -> str:
-    """Return how two outputs differ, in words; empty where they agree."""
+    """Return how two outputs differ, in words; empty where they agree.
+
+    Floats are relative to the largest value of their own output, and NaN may be where it was; all else has to be equal.
+    """
     if not isinstance(old, Tensor) or not isinstance(new, Tensor):
         return "" if type(new) is type(old) and new == old else f"is {new!r:.80} in place of {old!r:.80}"
     if new.shape != old.shape or new.dtype != old.dtype:
         return f"is {new.dtype}{list(new.shape)} in place of {old.dtype}{list(old.shape)}"
     if not old.is_floating_point() and not old.is_complex():
-        wrong = int((new != old).sum())
+        wrong = differing(new, old)
         return f"differs in {wrong} of {old.numel()} values" if wrong else ""
-    finite = old.isfinite()
-    if not torch.equal(new.isfinite(), finite) or not torch.equal(new.isnan(), old.isnan()):
-        return "is not finite where it was, or the other way round"
-    if not torch.equal(new[~finite & ~old.isnan()], old[~finite & ~old.isnan()]):
-        return "has other infinite values"
-    if not finite.any():
+    gap = distance(new, old, same_nan=True)
+    if math.isinf(gap):
+        return "is not finite where it was, or the other way round, or infinite with another sign"
+    error = relative(gap, top(old))
+    if error <= tolerance:
         return ""
-    error, scale = float((new - old)[finite].abs().max()), float(old[finite].abs().max())
-    return (
-        "" if error <= tolerance * scale else f"differs by {error / scale if scale else error:.3g} of its largest value"
-    )
+    return f"differs by {error:.3g} of its largest value" if top(old) else f"differs by {gap:.3g} from zero"
 
 
 def _first_difference(before: Traced, after: Traced, was: Witness) -> str:

@@ -12,6 +12,7 @@ import fxprune
 from fxprune import passes
 from fxprune.capture.regions import hosted
 from fxprune.surgery.masked_regions import masked_regions
+from tools import detectors
 from tools._detector_models import NAMES, build, images, targets
 
 
@@ -90,3 +91,19 @@ def test_the_tool_knows_all_detectors_of_torchvision() -> None:
     from torchvision import models
 
     assert sorted(NAMES) == models.list_models(module=models.detection)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("scores", torch.tensor([0.5, 0.5]), 0.0),
+        ("scores", torch.tensor([0.5, 0.25]), 0.5),
+        ("scores", torch.tensor([0.5, torch.nan]), float("inf")),
+        ("scores", torch.tensor([0.5]), float("inf")),
+        ("labels", torch.tensor([90, 91]), float("inf")),
+    ],
+)
+def test_the_tool_tells_detections_apart(name: str, value: torch.Tensor, error: float) -> None:
+    expected = [{"scores": torch.tensor([0.5, 0.5]), "labels": torch.tensor([90, 90])}]
+    assert detectors._difference([{**expected[0], name: value}], expected) == error
+    assert detectors._difference([{"scores": expected[0]["scores"]}], expected) == float("inf")

@@ -18,7 +18,7 @@ from fxprune.graph_tools import assign
 from fxprune.passes import PASSES, FuseBatchNorm, RemoveIdentity
 from fxprune.pipeline import Keeps, Pass, Pipeline
 from fxprune.report import Change, Skip
-from fxprune.testing import check_pass
+from fxprune.testing import _check_outputs, check_pass
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 aten = torch.ops.aten
@@ -310,6 +310,25 @@ def test_check_pass_says_what_is_wrong() -> None:
     again = Doing(lambda module: None)
     with pytest.raises(AssertionError, match="a second run changed something again"):
         check_pass(again, model, X[:, 0, 0], changed=["f"])
+
+
+class Barred(nn.Module):
+    """Its last output is infinite, as those are that a mask takes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(torch.arange(4) < 3, self.f(x), float("-inf"))
+
+
+def test_an_infinite_output_hides_no_other() -> None:
+    model, other = Barred().double(), Barred().double()
+    before, after = (trace(each, X[:, 0, 0].double()) for each in (model, other))
+    _check_outputs(model, before, before, None)
+    with pytest.raises(AssertionError, match="an output differs by"):
+        _check_outputs(model, before, after, None)
 
 
 def test_the_pass_on_the_page_works() -> None:

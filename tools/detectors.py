@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.deploy.files import atomic_write
+from fxprune.distance import distance, relative, top
 from tools._detector_models import NAMES, build, images, targets
 
 TOLERANCE = 1e-9
@@ -117,15 +118,15 @@ def _compare(model: nn.Module, pruned: nn.Module, traced: Any, plan: Any, groups
 
 
 def _difference(found: Detections, expected: Detections) -> float:
-    """Return the largest difference of any output, relative to its largest value; infinite for another number."""
+    """Return the largest difference of any output, relative to its largest value.
+
+    It is infinite for another number of detections, another label and NaN.
+    """
     errors = [0.0]
     for one, other in zip(found, expected, strict=True):
-        for name, value in other.items():
-            if one[name].shape != value.shape:
-                return float("inf")
-            if value.numel():
-                scale = float(value.abs().max()) or 1.0
-                errors.append(float((one[name].double() - value.double()).abs().max()) / scale)
+        if one.keys() != other.keys():
+            return float("inf")
+        errors += [relative(distance(one[name], value), top(value) or 1.0) for name, value in other.items()]
     return max(errors)
 
 

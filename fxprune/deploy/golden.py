@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fxprune.deploy.files import atomic_write
 from fxprune.deploy.runtimes import Feeds, Session, TensorSpec, random_feeds
+from fxprune.distance import differing, distance, is_finite, relative, top
 from fxprune.errors import InputError
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -25,7 +26,7 @@ class OutputDistance:
     Attributes:
         name: Its name in the baseline.
         error: ``max|a - b| / max|b|`` with b the baseline's; for integers the share of values that differ; infinity
-            where shapes or types differ, or one is finite where the other is not.
+            where shapes or types differ, or one has NaN or an infinity where the other has something else.
         finite: Whether the candidate's output has neither NaN nor infinity.
         constant: Whether the baseline's output is one number everywhere, so that agreement proves nothing.
     """
@@ -163,22 +164,12 @@ def _fits(array: NDArray[Any], spec: TensorSpec) -> bool:
     return array.dtype == spec.dtype and array.ndim == len(spec.shape) and same
 
 
-def is_finite(array: NDArray[Any]) -> bool:
-    """Return whether an array has neither NaN nor infinity."""
-    return array.dtype.kind not in "fc" or bool(np.isfinite(array).all())
-
-
 def _distance(name: str, b: NDArray[Any], a: NDArray[Any]) -> OutputDistance:
     constant = b.size > 1 and bool((b == b.flat[0]).all())
     if a.shape != b.shape or a.dtype != b.dtype:
-        return OutputDistance(name, float("inf"), is_finite(a), constant)
-    if b.dtype.kind not in "fc":
-        return OutputDistance(name, float((a != b).mean()) if b.size else 0.0, True, constant)
-    good = np.isfinite(b)
-    if not np.array_equal(np.isfinite(a), good):
-        return OutputDistance(name, float("inf"), is_finite(a), constant)
-    wide = np.complex128 if b.dtype.kind == "c" else np.float64
-    off = float(np.abs(a[good].astype(wide) - b[good]).max(initial=0.0))
-    scale = float(np.abs(b[good].astype(wide)).max(initial=0.0))
-    error = 0.0 if off == 0 else off / scale if scale else float("inf")
+        error = float("inf")
+    elif b.dtype.kind not in "fc":
+        error = differing(a, b) / (b.size or 1)
+    else:
+        error = relative(distance(a, b, same_nan=True), top(b))
     return OutputDistance(name, error, is_finite(a), constant)

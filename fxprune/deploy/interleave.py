@@ -12,6 +12,7 @@ import numpy as np
 
 from fxprune.deploy.pinning import pinned
 from fxprune.deploy.runtimes import DEFAULT_RUNTIME, Clock, Model, Session, get_runtime, random_feeds
+from fxprune.distance import is_finite
 from fxprune.errors import InputError, VerifyError
 
 _WARM_UP_SHARE = 0.2  # of the time there is
@@ -214,7 +215,7 @@ def _runner(name: str, session: Session, settings: Settings) -> tuple[Callable[[
         infer()
     except Exception as error:  # runtimes' own classes are private to them
         raise VerifyError(f"{name} does not run on random inputs: {error}") from error
-    bad = [key for key, value in outputs.items() if value.dtype.kind in "fc" and not np.isfinite(value).all()]
+    bad = [key for key, value in outputs.items() if not is_finite(value)]
     return infer, first_ms, [f"{name}: output {key} has NaN or infinity on random inputs" for key in bad]
 
 

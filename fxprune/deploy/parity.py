@@ -5,6 +5,7 @@ There is no answer where the comparison could not have failed.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture.traced import Traced
 from fxprune.deploy.onnx import evaluating
 from fxprune.deploy.runtimes.ort import cpu_session
+from fxprune.distance import differing, distance, relative, top
 from fxprune.errors import InputError, VerifyError
 
 Array = NDArray[Any]
@@ -197,24 +199,19 @@ def _differs(first: Array, second: Array) -> bool:
 def _compare(name: str, pairs: Sequence[tuple[Array, Array]]) -> OutputParity:
     dtype = pairs[0][1].dtype
     if not np.issubdtype(dtype, np.inexact):
-        wrong, total = (
-            sum(int((given != expected).sum()) for given, expected in pairs),
-            sum(given.size for given, _ in pairs),
-        )
+        wrong, total = sum(differing(*pair) for pair in pairs), sum(given.size for given, _ in pairs)
         if wrong:
             raise VerifyError(
                 f"output {name} ({dtype}) differs from the graph in {wrong} of {total} values; integers must be equal"
             )
         return OutputParity(name, str(dtype), 0.0)
     errors, norms = zip(*(_distance(name, *pair) for pair in pairs), strict=True)
-    return OutputParity(name, str(dtype), max(errors) / max(norms))
+    return OutputParity(name, str(dtype), relative(max(errors), max(norms)))
 
 
 def _distance(name: str, given: Array, expected: Array) -> tuple[float, float]:
-    """Return max|a - b| and max|b|, over finite values; what is infinite must be so in both."""
-    finite = np.isfinite(expected)
-    if not np.array_equal(given[~finite], expected[~finite]) or not np.isfinite(given[finite]).all():
+    """Return max|a - b| and max|b|, over finite values; what is infinite must be so in both, with one sign."""
+    gap = distance(given, expected)
+    if math.isinf(gap):
         raise VerifyError(f"output {name} of the file is not finite where the graph's is, or the other way round")
-    wide = np.complex128 if np.iscomplexobj(expected) else np.float64
-    a, b = given[finite].astype(wide), expected[finite].astype(wide)
-    return float(np.abs(a - b).max(initial=0.0)), float(np.abs(b).max(initial=0.0))
+    return gap, top(expected)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import traceback
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.capture import Traced
+from fxprune.eager.outputs import difference
 from fxprune.eager.wide import Widened
 from fxprune.errors import VerifyError
 from fxprune.graph_tools import evaluating, wide
@@ -44,7 +44,7 @@ class Agreement:
 
 
 def compare(traced: Traced, model: nn.Module) -> Agreement:
-    """Compare a model's own code, or that of its regions, with the graph.
+    """Compare a model's own code, or that of its regions, with the graph: all tensors, as :func:`difference` does.
 
     Raises:
         VerifyError: They differ, or the code does not run.
@@ -62,8 +62,10 @@ def compare(traced: Traced, model: nn.Module) -> Agreement:
             found, tolerance, dtype = _run(model, traced, args, kwargs), SINGLE_TOLERANCE, "float32"
         except Exception:
             raise does_not_run(traced, model, first) from first
-    errors = [_error(model, *pair) for pair in zip(found, expected, strict=True)]
-    error = max(errors, default=0.0)
+    pairs = list(zip(found, expected, strict=True))
+    for pair in pairs:
+        _check_shapes(model, *pair)
+    error = max((difference(*pair) for pair in pairs), default=0.0)
     if not error <= tolerance:
         raise VerifyError(
             f"{type(model).__name__} runs with the new weights and computes something else than the graph (relative "
@@ -73,31 +75,10 @@ def compare(traced: Traced, model: nn.Module) -> Agreement:
     return Agreement(error, dtype)
 
 
-def _error(model: nn.Module, found: list[Tensor], expected: list[Tensor]) -> float:
-    """Return the largest difference, relative to the largest value."""
-    if len(found) != len(expected) or any(a.shape != b.shape for a, b in zip(found, expected, strict=False)):
-        shapes = [[tuple(value.shape) for value in values] for values in (found, expected)]
+def _check_shapes(model: nn.Module, found: list[Tensor], expected: list[Tensor]) -> None:
+    shapes = [[tuple(value.shape) for value in values] for values in (found, expected)]
+    if shapes[0] != shapes[1]:
         raise VerifyError(f"{type(model).__name__} gives outputs of shapes {shapes[0]}, the graph {shapes[1]}")
-    scale = max(map(top, expected), default=1.0) or 1.0
-    errors = [distance(a.to(b), b) for a, b in zip(found, expected, strict=True) if b.numel()]
-    return max(errors, default=0.0) / scale
-
-
-def top(value: Tensor) -> float:
-    """Return the largest finite value, without its sign."""
-    finite = value[value.isfinite()]
-    return float(finite.abs().max()) if finite.numel() else 0.0
-
-
-def distance(found: Tensor, expected: Tensor) -> float:
-    """Return the largest difference; infinite where one has a NaN, which no comparison of numbers would notice."""
-    largest = float((found - expected).abs().masked_fill(found == expected, 0.0).max())
-    return float("inf") if math.isnan(largest) else largest
-
-
-def is_float(leaf: Any) -> bool:
-    """Whether it is a tensor of numbers that may differ a little."""
-    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
 
 
 # ---------------------------------------------------------------- messages
@@ -193,7 +174,7 @@ def _apart(traced: Traced, leaves: list[Any]) -> list[list[Tensor]]:
 
 
 def _tensors(leaves: list[Any]) -> list[Tensor]:
-    return [leaf for leaf in leaves if is_float(leaf)]
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def first_line(error: BaseException) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture import Traced
@@ -18,21 +16,16 @@ from fxprune.eager.checks import (
     SINGLE_TOLERANCE,
     TOLERANCE,
     Agreement,
-    distance,
     does_not_run,
     doubled,
     first_line,
-    is_float,
     place,
-    top,
 )
+from fxprune.eager.outputs import difference, is_float, leaves_of
 from fxprune.eager.wide import Widened
 from fxprune.errors import VerifyError
 from fxprune.graph_tools import evaluating, wide
 from fxprune.runner import Runner
-
-_SMALL = 1e-3
-"""An output is compared with its own largest value, but with no less than this part of the largest of all."""
 
 
 @dataclass(frozen=True)
@@ -137,44 +130,3 @@ def _whole(model: nn.Module, traced: Traced, *, double: bool) -> list[Any]:
         args, kwargs = pytree.tree_map(wide, given)
         with Widened():  # type: ignore[no-untyped-call]
             return list(leaves_of(model(*args, **kwargs)))
-
-
-def leaves_of(value: Any, seen: tuple[int, ...] = ()) -> Iterator[Any]:
-    """Give all that an output is made of, also what plain objects hold, such as boxes in a class of their own."""
-    for leaf in pytree.tree_leaves(value):
-        if isinstance(leaf, Tensor) or not hasattr(leaf, "__dict__") or isinstance(leaf, (nn.Module, type)):
-            yield leaf
-        elif id(leaf) not in seen:
-            yield from leaves_of(list(vars(leaf).values()), (*seen, id(leaf)))
-
-
-def difference(found: list[Any], expected: list[Any]) -> float:
-    """Return the largest relative difference of outputs one by one; infinite for another shape, number or kind.
-
-    Detections may come in any number: a box more or less is a difference.
-    """
-    if len(found) != len(expected):
-        return math.inf
-    tops = [top(leaf) for leaf in expected if is_float(leaf)]
-    least = _SMALL * max(tops, default=0.0)
-    return max((_of_leaf(a, b, least) for a, b in zip(found, expected, strict=True)), default=0.0)
-
-
-def _of_leaf(found: Any, expected: Any, least: float) -> float:
-    if isinstance(expected, float) and isinstance(found, float):
-        found, expected = torch.tensor(found).double(), torch.tensor(expected).double()
-    if not isinstance(expected, Tensor) or not isinstance(found, Tensor):
-        return 0.0 if type(found) is type(expected) and _equal(found, expected) else math.inf
-    if found.shape != expected.shape:
-        return math.inf
-    if not is_float(expected):
-        return 0.0 if torch.equal(found, expected.to(found)) else math.inf
-    if not expected.numel():
-        return 0.0
-    return distance(found.to(expected), expected) / (max(top(expected), least) or 1.0)
-
-
-def _equal(found: Any, expected: Any) -> bool:
-    """Compare what is no tensor; objects that say nothing about themselves, such as functions, count as equal."""
-    told = isinstance(expected, (int, str, bytes, complex)) or expected is None
-    return not told or bool(found == expected)

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture import Traced
 from fxprune.capture.traced import redrawn
 from fxprune.channels import Groups, find_groups
+from fxprune.distance import distance, is_finite, relative, top
 from fxprune.errors import VerifyError
 from fxprune.runner import Runner, Weights
 from fxprune.surgery.compensate import compensation_of
@@ -248,16 +249,15 @@ def _unfit(module: nn.Module) -> str:
 
 
 def relative_error(found: Tensor, reference: Tensor) -> float:
-    """Return the largest difference divided by the largest magnitude; infinite for other shapes or non-finite."""
-    if found.shape != reference.shape:
+    """Return how far an output of a graph is from its reference; the stricter use of :mod:`fxprune.distance`.
+
+    The scale is the largest magnitude of the reference itself (1 where that is zero everywhere), so that a small output
+    counts as much as a large one. Where either is not finite it is infinite, also for equal infinities and for NaN in
+    the same places: a proof needs numbers that could have differed.
+    """
+    if not is_finite(found) or not is_finite(reference):
         return float("inf")
-    if not found.numel():
-        return 0.0
-    if not found.is_floating_point() and not found.is_complex():
-        return 0.0 if torch.equal(found, reference) else float("inf")
-    scale = float(reference.abs().max())
-    error = float((found - reference).abs().max()) / (scale or 1.0)
-    return error if np.isfinite(error) else float("inf")
+    return relative(distance(found, reference), top(reference) or 1.0)
 
 
 def _is_vacuous(output: Tensor) -> bool:

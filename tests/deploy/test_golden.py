@@ -66,6 +66,13 @@ def test_nan_is_found_and_json_stays_json(tmp_path: Path) -> None:
     assert parity.to_dict()["outputs"][0]["error"] is None
 
 
+def test_infinities_have_to_be_the_same(tmp_path: Path) -> None:
+    golden = Golden.of(scaled(tmp_path, float("inf")))
+    assert golden.compare(scaled(tmp_path, float("inf"))).error == 0.0
+    for other in (float("-inf"), float("nan"), 1.0):
+        assert golden.compare(scaled(tmp_path, other)).error == float("inf")
+
+
 def test_integers_are_compared_one_by_one(tmp_path: Path) -> None:
     golden = Golden.of(scaled(tmp_path, 3, kind="int64"), batch=50)
     share = float((golden.inputs["x"] == 1).mean())

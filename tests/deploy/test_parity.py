@@ -112,6 +112,16 @@ def test_infinity_must_be_in_the_same_places(capture, tmp_path: Path) -> None:
         check_parity(capture(nn.ReLU(), x), path)
 
 
+class Part(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x * 2, x[:, :0] + 1
+
+
+def test_an_empty_output_agrees(capture, tmp_path: Path) -> None:
+    parity = _parity(capture(Part(), torch.randn(2, 3)), tmp_path)
+    assert [output.max_relative_error for output in parity.outputs] == [0.0, 0.0]
+
+
 def test_another_models_file_is_refused(convnet: Traced, capture, tmp_path: Path) -> None:
     x = torch.randn(2, 3, 8, 8)
     path = export_onnx(convnet, tmp_path / "model.onnx").path

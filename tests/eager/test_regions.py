@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.eager import apply_to
-from fxprune.eager.regions import difference, leaves_of
+from fxprune.eager.outputs import difference, leaves_of
 from fxprune.errors import VerifyError
 
 VECTOR = torch.randn(3, 6)

@@ -407,6 +407,34 @@ def test_what_is_no_number_is_no_agreement() -> None:
     assert model.a.out_features == 16
 
 
+class Telling(nn.Module):
+    """Its second output is told another value by its own code once a layer is narrower; graphs keep the old one."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.b(torch.relu(self.a(x)))
+        narrower = int(self.a.out_features != 16)
+        if self.kind == "integers":
+            return y, y.argmax(1) + narrower
+        if self.kind == "booleans":
+            return y, (y > 0) ^ bool(narrower)
+        return 1e6 * y, 1e-2 * (y.tanh() + 1e-2 * narrower)
+
+
+@pytest.mark.parametrize("kind", ["integers", "booleans", "small"])
+def test_integers_and_outputs_next_to_large_ones_are_compared_too(kind: str) -> None:
+    model = Telling(kind).eval()
+    traced = fxprune.trace(model, torch.randn(2, 6))
+    pruned = fxprune.cut(traced, fxprune.make_plan(traced, macs=0.5, round_to=1))
+    with pytest.raises(VerifyError, match="computes something else than the graph"):
+        apply_to(pruned, model)
+    assert model.a.out_features == 16
+
+
 class Attending(nn.Module):
     def __init__(self) -> None:
         super().__init__()

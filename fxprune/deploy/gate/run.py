@@ -13,11 +13,12 @@ from fxprune.deploy.figures import file_figures
 from fxprune.deploy.gate.baseline import Record, golden_path, read_record
 from fxprune.deploy.gate.checks import Finding, Side, latency_finding, parity_findings, skipped, static_findings
 from fxprune.deploy.gate.config import GateConfig
-from fxprune.deploy.golden import Golden, OutputParity, is_finite
+from fxprune.deploy.golden import Golden, OutputParity
 from fxprune.deploy.kernels import kernel_figures
 from fxprune.deploy.latency import Latency, compare_latency
 from fxprune.deploy.machine import machine
 from fxprune.deploy.runtimes import Session
+from fxprune.distance import is_finite
 
 Outcome = Literal["pass", "fail", "inconclusive", "interrupted"]
 
