@@ -24,6 +24,19 @@ def is_inplace(node: fx.Node) -> bool:
     return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable and target._schema.name.endswith("_")
 
 
+def spell_constants(graph: fx.Graph) -> None:
+    """Spell the constants of a model's code as copies: ``torch.tensor([1.0])`` comes with a ``detach_`` of its own.
+
+    That changes no value, so that it is no reason to make the whole graph functional, which costs dropout layers.
+    """
+    for node in graph.nodes:
+        if node.target is aten.lift_fresh_copy.default:
+            node.target = aten.clone.default
+        elif node.target is aten.detach_.default:
+            node.target = aten.detach.default
+            node.args[0].replace_all_uses_with(node, delete_user_cb=lambda user, node=node: node < user)
+
+
 def _storage(node: fx.Node) -> int | None:
     value = node.meta.get("val")
     return value.untyped_storage()._cdata if isinstance(value, Tensor) else None

@@ -21,6 +21,7 @@ from fxprune.capture.functionalize import (
     leave_out_state,
     notes_of_written_inputs,
     restore_vocabulary,
+    spell_constants,
     spell_copies,
     writes_through_views,
 )
@@ -358,6 +359,7 @@ def as_layers(model: nn.Module, module: fx.GraphModule) -> fx.GraphModule:
 
 def _functional_module(program: Any) -> tuple[fx.GraphModule, list[str]]:
     module = program.module(check_guards=False)
+    spell_constants(module.graph)
     if not writes_through_views(module.graph):
         return module, []
     module = program.run_decompositions({}).module(check_guards=False)

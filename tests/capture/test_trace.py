@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture import Traced, trace
+from fxprune.channels import find_groups
 from fxprune.errors import CaptureError, InputError
 from tests.networks import NETWORKS, build, captured, normal
 
@@ -461,6 +462,28 @@ def test_another_number_than_the_graph_has_is_refused() -> None:
             traced.run(args, {"mode": mode})
     with pytest.raises(InputError, match="where a tensor is given"):
         traced.run((x, x), {"mode": "up"})
+
+
+class Scaling(nn.Module):
+    """Constants in the code, and a dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.drop, self.head = nn.Linear(6, 4), nn.Dropout(0.5), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.drop(self.layer(x)) * torch.tensor([0.5, 1.0, 2.0, 4.0])
+        return self.head(y) / torch.tensor(3.0)
+
+
+def test_constants_in_the_code_cost_no_dropout() -> None:
+    model = Scaling()
+    traced = trace(model, normal(2, 6))
+    assert not traced.notes
+    assert isinstance(traced.module.get_submodule("drop"), nn.Dropout)
+    with torch.no_grad():
+        assert_same(traced.run(traced.args), [model.eval()(*traced.args)])
+    assert find_groups(traced).explain("layer.weight").units == 4
 
 
 class Choosing(nn.Module):
