@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fxprune.cli.console import say
 from fxprune.cli.gate import GateOptions, configured
+from fxprune.cli.shared.console import say
 from fxprune.errors import InputError
 
 

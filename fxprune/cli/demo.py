@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from fxprune.cli.console import Stages, err, out, say, share, thousands
-from fxprune.cli.files import write_text
-from fxprune.cli.output import staging
-from fxprune.cli.summary import PARITY_TOLERANCE, latency_line
+from fxprune.cli.report.facts import PARITY_TOLERANCE, latency_line
+from fxprune.cli.shared.console import Stages, err, out, say, share, thousands
+from fxprune.cli.shared.files import write_text
+from fxprune.cli.shared.output import staging
 from fxprune.errors import EnvironmentProblem, VerifyError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 import fxprune
-from fxprune.cli.console import err, out, say
+from fxprune.cli.shared.console import err, out, say
 from fxprune.errors import EnvironmentProblem
 
 REQUIRED = {

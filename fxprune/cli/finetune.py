@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
 import json
 import os
 from collections.abc import Iterator
@@ -13,22 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fxprune
-from fxprune.cli.console import Stages, err, say
-from fxprune.cli.files import write_text
 from fxprune.cli.finetune_plan import check_plan, read_plan
 from fxprune.cli.loading import capture, load_model, parse_arguments
-from fxprune.cli.output import staging
-from fxprune.cli.summary import PARITY_TOLERANCE
-from fxprune.errors import EnvironmentProblem, InputError, VerifyError
+from fxprune.cli.report.facts import PARITY_TOLERANCE
+from fxprune.cli.shared.console import Stages, err, say
+from fxprune.cli.shared.files import write_text
+from fxprune.cli.shared.output import staging
+from fxprune.cli.shared.requirements import require_packages
+from fxprune.cli.shared.training import TRAINING, input_of, say_epoch
+from fxprune.errors import InputError, VerifyError
 
 if TYPE_CHECKING:
     from fxprune.capture import Traced
     from fxprune.planning import Plan
     from fxprune.training import Finetuned, Recipe, Splits
-    from fxprune.training.history import Row
-
-TEACHER, OBJECTIVES = "for its teacher", "of its objectives"  # whose a loss beside the labels' is
-TRAINING = "training"  # folder in --out: what a training goes on from, and its metrics
 
 
 @dataclass(frozen=True)
@@ -144,19 +141,6 @@ def _check(options: Options) -> None:
         )
 
 
-def require_packages() -> None:
-    """Refuse a training without the packages that it needs, before any work.
-
-    Raises:
-        EnvironmentProblem: One is not installed.
-    """
-    for package in ("accelerate", "matplotlib"):
-        if importlib.util.find_spec(package) is None:
-            raise EnvironmentProblem(
-                f"fine-tuning needs {package}, which is not installed here; it comes with pip install 'fxprune[train]'"
-            )
-
-
 def _data(options: Options) -> Splits:
     from fxprune.training import load_data
 
@@ -164,11 +148,6 @@ def _data(options: Options) -> Splits:
         options.data, fraction=options.fraction, size=options.size, channels=options.channels,
         augment=options.augment, arguments=parse_arguments(list(options.data_args)),
     )  # fmt: skip
-
-
-def input_of(splits: Splits) -> str:
-    """Return the specification of an input like the images."""
-    return "x".join(map(str, (1, *splits.train[0][0].shape)))
 
 
 def _prune(dense: Traced, plan: Plan, steps: Stages) -> Traced:
@@ -256,17 +235,6 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {"fxprune": fxprune.__version__, **{name: version(name) for name in ("torch", "accelerate", "onnxruntime")}}
-
-
-def say_epoch(row: Row, epochs: int, whose: str = TEACHER) -> None:
-    """Show the figures of an epoch; ``whose`` says what adds to the loss."""
-    extra = f" + {row['extra_loss']:.4f} {whose}" if row["extra_loss"] else ""
-    right = f", {row['validation_accuracy']:.1%} right" if "validation_accuracy" in row else ""
-    say(
-        f"{row['seconds']:6.1f} s  epoch {row['epoch'] + 1}/{epochs}: loss {row['train_loss']:.4f}{extra}, "
-        f"on the validation set {row['validation_loss']:.4f}{right}",
-        err,
-    )
 
 
 def _show(report: dict[str, Any], folder: Path) -> None:

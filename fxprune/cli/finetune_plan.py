@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fxprune.cli.options import CALIBRATE, PRUNE, TRAIN
+from fxprune.cli.recipes.options import CALIBRATE, PRUNE, TRAIN
 from fxprune.errors import InputError, PlanError
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
-from fxprune.cli.console import INTERRUPTED, err, out, say
-from fxprune.cli.files import parse_sizes, require_writable, write_json, write_text
-from fxprune.cli.interrupts import termination_interrupts
+from fxprune.cli.shared.console import INTERRUPTED, err, out, say
+from fxprune.cli.shared.files import parse_sizes, require_writable, write_json, write_text
+from fxprune.cli.shared.interrupts import termination_interrupts
 from fxprune.errors import FxPruneError, InputError
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxprune.cli.console import out, say
 from fxprune.cli.loading import capture, load_model
-from fxprune.cli.output import staging
-from fxprune.cli.summary import PARITY_TOLERANCE
+from fxprune.cli.report.facts import PARITY_TOLERANCE
+from fxprune.cli.shared.console import out, say
+from fxprune.cli.shared.output import staging
 from fxprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def show_groups(
 
 
 def _write_page(path: Path, model: str, groups: Groups) -> None:
-    from fxprune.cli.groups_html import render
+    from fxprune.cli.report.groups_html import render
     from fxprune.deploy.files import atomic_write
 
     page = render(model, groups)

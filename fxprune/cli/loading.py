@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxprune.cli.console import muted
+from fxprune.cli.shared.console import muted
 from fxprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,6 +24,15 @@ def parse_fraction(name: str, value: float | None) -> float | None:
             f"--{name} {value} is no share to keep; give a number above 0 and at most 1, for example --{name} 0.5"
         )
     return value
+
+
+def round_to(text: str) -> int | str:
+    """Return what widths are to be multiples of, as it was given: "auto" or a number."""
+    if text == "auto":
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise InputError(f"--round-to {text!r} is neither 'auto' nor a whole number from 1 up")
+    return int(text)
 
 
 def parse_arguments(pairs: list[str]) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from fxprune.cli.console import Stages, out, say
 from fxprune.cli.loading import capture, load_model
+from fxprune.cli.shared.console import Stages, out, say
 
 
 def show_probes(  # noqa: PLR0913 - the options of the command

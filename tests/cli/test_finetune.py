@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 import fxprune
-from fxprune.cli.finetune import OBJECTIVES, TEACHER, say_epoch
 from fxprune.cli.finetune_plan import check_plan, read_plan
 from fxprune.cli.loading import capture, load_model
+from fxprune.cli.shared.training import OBJECTIVES, TEACHER, say_epoch
 from fxprune.training import load_data
 
 Call = Callable[..., tuple[int, str]]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fxprune.cli.recipe import read_recipe
+from fxprune.cli.recipes.recipe import read_recipe
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "depth.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

@@ -12,7 +12,7 @@ import torch
 from search import subjects
 from torch import nn
 
-from fxprune.cli.search_parts import keep_weights
+from fxprune.cli.search.parts import keep_weights
 from fxprune.errors import InputError
 from fxprune.search import Trial, meters
 from fxprune.search.network import Subject, rebuild, removable_layers

@@ -1,0 +1,1 @@
+"""``optimize``: its steps, and what it writes."""

@@ -1,0 +1,1 @@
+"""``search``: what it is given, how it runs, and what it reports."""
