@@ -9,21 +9,34 @@ from torch import fx
 _WRAPPERS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}  # name -> leading arguments before the sub-graph
 
 
-def inline_wrappers(module: fx.GraphModule) -> list[str]:
-    """Inline every wrapper call, in place on the graph; return a note for each autocast region that was widened."""
-    notes: list[str] = []
+def casts(module: fx.GraphModule) -> bool:
+    """Whether some part of the graph runs under autocast, whose casts are in no graph before torch writes them out."""
+    for node in module.graph.nodes:
+        name = _wrapper(node)
+        if name == "wrap_with_autocast" and node.args[2] is not False:
+            return True
+        if name and casts(getattr(module, str(node.args[_WRAPPERS[name]].target))):
+            return True
+    return False
+
+
+def inline_wrappers(module: fx.GraphModule) -> None:
+    """Inline every wrapper call, in place on the graph."""
     for node in list(module.graph.nodes):
-        name = getattr(node.target, "_name", None) or getattr(node.target, "__name__", "")
-        if node.op != "call_function" or name not in _WRAPPERS:
+        name = _wrapper(node)
+        if not name:
             continue
         skip = _WRAPPERS[name]
-        if name == "wrap_with_autocast" and node.args[2] is not False:
-            notes.append(f"the autocast region at {node.name} runs in the dtype of its inputs")
         body = getattr(module, str(node.args[skip].target))
         inline_wrappers(body)
         _splice(module, node, body, node.args[skip + 1 :])
     module.graph.eliminate_dead_code()
-    return notes
+
+
+def _wrapper(node: fx.Node) -> str:
+    """Return which wrapper a node calls, "" for none."""
+    name = getattr(node.target, "_name", None) or getattr(node.target, "__name__", "")
+    return name if node.op == "call_function" and name in _WRAPPERS else ""
 
 
 def _splice(module: fx.GraphModule, call: fx.Node, body: fx.GraphModule, inputs: tuple[Any, ...]) -> None:

@@ -25,7 +25,7 @@ from fxprune.capture.functionalize import (
     spell_copies,
     writes_through_views,
 )
-from fxprune.capture.inline import inline_wrappers
+from fxprune.capture.inline import casts, inline_wrappers
 from fxprune.capture.lift import Lifter, module_path
 from fxprune.capture.modules import location_of
 from fxprune.capture.untouched import Warmed, apart, copied, running, warm
@@ -331,7 +331,7 @@ def normalised(program: Any, model: nn.Module) -> tuple[fx.GraphModule, list[str
             noise = node.target in _NOISE or (node.op == "call_module" and str(node.target).startswith("_guards_fn"))
             if noise and not node.users:
                 graph.erase_node(node)
-        notes += inline_wrappers(module)
+        inline_wrappers(module)
         for node in graph.nodes:
             node.meta["path"] = module_path(node)
             node.meta["source"] = _source_of(node)
@@ -360,13 +360,13 @@ def as_layers(model: nn.Module, module: fx.GraphModule) -> fx.GraphModule:
 def _functional_module(program: Any) -> tuple[fx.GraphModule, list[str]]:
     module = program.module(check_guards=False)
     spell_constants(module.graph)
-    if not writes_through_views(module.graph):
+    autocast = casts(module)
+    if not autocast and not writes_through_views(module.graph):
         return module, []
     module = program.run_decompositions({}).module(check_guards=False)
     restore_vocabulary(module.graph)
-    return module, [
-        "the model writes through views: made functional by torch, which drops dropout layers from the graph"
-    ]
+    what = "the model computes under autocast" if autocast else "the model writes through views"
+    return module, [f"{what}: made functional by torch, which drops dropout layers from the graph"]
 
 
 def _source_of(node: fx.Node) -> str:

@@ -486,6 +486,30 @@ def test_constants_in_the_code_cost_no_dropout() -> None:
     assert find_groups(traced).explain("layer.weight").units == 4
 
 
+class HalfCast(nn.Module):
+    """Computes its first layers under autocast, with gradients off in a part of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.head = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            y = self.norm(self.layer(x)).relu()
+        found: Tensor = self.head(y.float())
+        return found
+
+
+def test_autocast_is_written_out_as_the_casts_that_it_is() -> None:
+    model = HalfCast().eval()
+    traced = trace(model, normal(2, 6))
+    assert traced.regions is None
+    with torch.no_grad():
+        assert_same(traced.run(traced.args), [model(*traced.args)], 0.0)
+    assert sorted(traced.module.state_dict()) == sorted(model.state_dict())
+    assert find_groups(traced).explain("layer.weight").units == 8
+
+
 class Choosing(nn.Module):
     """Control flow that is part of the graph."""
 
