@@ -30,7 +30,7 @@ from fxprune.pipeline import Keeps, Pipeline, Result
 from fxprune.report import PassReport
 from tools._fuzz_check import WrongNumber
 from tools._fuzz_program import Choices, Program
-from tools._pipelines_references import BrokenPromise, plain, reference, require, run
+from tools._pipelines_references import plain, reference, require, run
 from tools._pipelines_steps import Step, draw_step
 
 TOLERANCE, SINGLE = 1e-9, 1e-4

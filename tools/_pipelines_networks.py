@@ -19,7 +19,7 @@ _WEIGHT = 4  # how often a rule of this file is drawn, for each time that one of
 
 
 def write_network(choices: Choices) -> Program:
-    """Write a random network; most are mostly made of what passes look for, and some have their layers in containers."""
+    """Write a random network; most are made of what passes look for, and some have their layers in containers."""
     size, weight = choices.integer(0, 2), choices.integer(0, 2)
     program = write_program(choices, MOST, tuple(OWN.values()) * (_WEIGHT if weight else 0))
     return replace(program, source=_in_containers(program.source, size)) if size else program

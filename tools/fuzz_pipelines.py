@@ -125,46 +125,48 @@ def attempt(program: Program, number: int, draws: Any) -> tuple[str, str, Checke
 
 def smaller(numbers: Numbers, outcome: str, detail: str, number: int, tries: int = 60) -> tuple[str, list[str], str]:
     """Return the smallest network and pipeline with the same outcome that are found, and what they say."""
-    left = tries
+    found = _Smaller(numbers, outcome, detail, number, tries)
+    found.leave_out_steps()
+    _leave_out(numbers.network, lambda given: found.keep(Numbers(given, found.numbers.steps)))
+    for position in range(len(found.numbers.steps)):
+        found.lower_step(position)
+    return found.source, found.code, found.said
 
-    def fails(candidate: Numbers) -> tuple[Program, list[str], str] | None:
-        nonlocal left
-        if left <= 0:
-            return None
-        left -= 1
+
+class _Smaller:
+    """The smallest pipeline so far that fails in the same way."""
+
+    def __init__(self, numbers: Numbers, outcome: str, detail: str, number: int, tries: int) -> None:
+        self.numbers, self.outcome, self.detail, self.number, self.left = numbers, outcome, detail, number, tries
+        self.source, self.code, self.said = "", ["# not found again"], detail
+        if not self.keep(numbers):
+            self.source = write_network(_Replayed(numbers.network)).source
+
+    def keep(self, candidate: Numbers) -> bool:
+        """Take over other decisions if they fail in the same way, by a network that is no longer."""
         program = write_network(_Replayed(candidate.network))
-        came, said, found = attempt(program, number, _Kept(candidate))
-        return (program, found.code, said) if came == outcome and _kind(said) == _kind(detail) else None
-
-    best = fails(numbers) or (write_network(_Replayed(numbers.network)), ["# not found again"], detail)
-    for position in reversed(range(len(numbers.steps))):
-        candidate = Numbers(numbers.network, numbers.steps[:position] + numbers.steps[position + 1 :])
-        made = fails(candidate)
-        if made:
-            best, numbers = made, candidate
-
-    def network(given: list[int]) -> Numbers:
-        return Numbers(given, numbers.steps)
-
-    def keep(candidate: Numbers) -> bool:
-        nonlocal best, numbers
-        program = write_network(_Replayed(candidate.network))
-        if len(program.source) > len(best[0].source) or candidate == numbers:
+        if self.left <= 0 or (self.source and len(program.source) > len(self.source)):
             return False
-        made = fails(candidate)
-        if made:
-            best, numbers = made, candidate
-        return made is not None
+        self.left -= 1
+        outcome, said, found = attempt(program, self.number, _Kept(candidate))
+        if outcome != self.outcome or _kind(said) != _kind(self.detail):
+            return False
+        self.numbers, self.source, self.code, self.said = candidate, program.source, found.code, said
+        return True
 
-    _leave_out(numbers.network, lambda given: keep(network(given)))
-    for position in range(len(numbers.steps)):
-        steps = numbers.steps
+    def leave_out_steps(self) -> None:
+        for position in reversed(range(len(self.numbers.steps))):
+            steps = self.numbers.steps
+            self.keep(Numbers(self.numbers.network, steps[:position] + steps[position + 1 :]))
 
-        def with_step(given: list[int], at: int = position, steps: list[list[int]] = steps) -> Numbers:
-            return Numbers(numbers.network, [*steps[:at], given, *steps[at + 1 :]])
+    def lower_step(self, position: int) -> None:
+        steps = self.numbers.steps
 
-        _leave_out(steps[position][1:], lambda given: keep(with_step([steps[position][0], *given])))  # noqa: B023
-    return best[0].source, best[1], best[2]
+        def keep(given: list[int]) -> bool:
+            changed = [steps[position][0], *given]
+            return self.keep(Numbers(self.numbers.network, [*steps[:position], changed, *steps[position + 1 :]]))
+
+        _leave_out(steps[position][1:], keep)
 
 
 def _leave_out(numbers: list[int], keep: Callable[[list[int]], bool]) -> None:

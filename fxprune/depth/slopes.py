@@ -114,9 +114,10 @@ def mix(module: fx.GraphModule, layer: str, place: Place, share: float, slope: f
     """Mix an activation with a scaled identity, in place; return whether anything changed."""
     if place.mixed:
         holder = module.get_submodule(f"{layer}{_SUFFIX}")
-        if float(holder.get_buffer("share")) == share:
+        new = torch.full_like(holder.get_buffer("share"), share)
+        if torch.equal(holder.get_buffer("share"), new):
             return False
-        holder.share = torch.full_like(holder.get_buffer("share"), share)
+        holder.share = new
         return True
     _hold(module, layer, place, share, slope)
     graph, activation = module.graph, place.activation
@@ -164,15 +165,22 @@ def _hold(module: fx.GraphModule, layer: str, place: Place, share: float | None,
 
 
 class _Mixing(Runner):
-    """Runs a graph in float64 with some activations mixed, by their formula and not by the graph's nodes."""
+    """Runs a graph in float64 with some activations mixed, by their formula and not by the graph's nodes.
+
+    Shares and slopes are those that the precision of each layer can hold.
+    """
 
     def __init__(self, traced: Traced, places: Mapping[str, Place], share: float, slope: float) -> None:
         super().__init__(traced.module)
-        self.share, self.slopes = share, dict[str, float]()
+        self.shares, self.slopes = dict[str, float](), dict[str, float]()
         self.sources, self.held = dict[str, Place](), dict[str, Any]()
         for layer, place in places.items():
             known = dict(traced.module.named_parameters()).get(f"{layer}{_SUFFIX}.slope")
-            self.slopes[place.result.name] = slope if known is None else float(known.detach())
+            dtype = traced.module.get_parameter(f"{layer}.weight").dtype if known is None else known.dtype
+            self.shares[place.result.name] = float(torch.tensor(share, dtype=dtype))
+            self.slopes[place.result.name] = float(
+                torch.tensor(slope, dtype=dtype) if known is None else known.detach()
+            )
             self.sources[place.result.name] = place
         self.wanted = {node.name for place in places.values() for node in (place.source, place.activation)}
 
@@ -182,9 +190,9 @@ class _Mixing(Runner):
         if n.name in self.wanted:
             self.held[n.name] = value
         if n.name in self.sources:
-            place = self.sources[n.name]
+            place, share = self.sources[n.name], self.shares[n.name]
             identity = self.held[place.source.name] * self.slopes[n.name]
-            value = self.held[place.activation.name] * (1.0 - self.share) + identity * self.share
+            value = self.held[place.activation.name] * (1.0 - share) + identity * share
         return value
 
 

@@ -119,3 +119,16 @@ def test_shares_out_of_range_and_a_constant_output() -> None:
     nn.init.zeros_(model[5].bias)
     with pytest.raises(VerifyError, match="proves nothing"):
         Pipeline([LinearizeActivations(["0"], share=1)])(trace(model, IMAGE))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_share_that_the_precision_of_the_model_does_not_have_is_the_nearest(dtype: torch.dtype) -> None:
+    """0.3 and 0.7 are no numbers of these types: what is checked is what they hold, and a second run changes nothing."""
+    model = network().to(dtype)
+    step = LinearizeActivations(["0"], share=0.3, slope=0.7)
+    result = Pipeline([step])(trace(model, IMAGE.to(dtype)))
+    assert result.report.changed == 1
+    assert not Pipeline([step])(result.traced).report.changed
+    more = Pipeline([LinearizeActivations(["0"], share=0.6)])(result.traced)
+    assert more.report.changed == 1
+    assert more.traced.module.get_buffer("0_activation.share") == torch.tensor(0.6, dtype=dtype)
