@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -80,6 +80,19 @@ def calls(module: fx.GraphModule, kinds: Iterable[type[nn.Module]]) -> list[fx.N
 def calls_of(module: fx.GraphModule, layer: nn.Module) -> list[fx.Node]:
     """Return every node that calls this very module, under whichever name."""
     return [node for node in module.graph.find_nodes(op="call_module") if module_of(module, node) is layer]
+
+
+def only_watches(hook: Callable[..., None]) -> Callable[..., None]:
+    """Mark a forward hook that changes nothing, so that its layer counts as what it is."""
+    hook.fxprune_only_watches = True  # type: ignore[attr-defined]
+    return hook
+
+
+def why_hooked(layer: nn.Module) -> str:
+    """Return that a layer has forward hooks other than those that only watch; empty if it has none."""
+    hooks = (*layer._forward_hooks.values(), *layer._forward_pre_hooks.values())
+    harmless = all(getattr(hook, "fxprune_only_watches", False) for hook in hooks)
+    return "" if harmless else "it has forward hooks, which may do anything"
 
 
 def place_of(node: fx.Node) -> str:

@@ -21,7 +21,7 @@ from fxprune.capture import Traced
 from fxprune.capture.inputs import inputs_of
 from fxprune.capture.propagate import flat_inputs
 from fxprune.errors import FxPruneError, InputError
-from fxprune.graph_tools import assign, evaluating, module_of, place_of, tensor_uses
+from fxprune.graph_tools import assign, evaluating, module_of, place_of, tensor_uses, why_hooked
 from fxprune.pipeline import Keeps, Pass
 from fxprune.report import Change, Skip
 
@@ -179,8 +179,8 @@ def _why_not(module: fx.GraphModule, layer: Any, uses: dict[int, list[str]]) -> 
         return f"it is a {type(layer).__name__}, which may do more than {_NORMS[1].__name__}"
     if layer.running_mean is None or layer.running_var is None:
         return "it has no running statistics, and normalises by the batch that it sees"
-    if layer._forward_hooks or layer._forward_pre_hooks:
-        return "it has forward hooks, which may do anything"
+    if hooked := why_hooked(layer):
+        return hooked
     paths = [path for path, child in module.named_modules(remove_duplicate=False) if child is layer]
     own = {f"{path}.{name}" for path in paths for name in layer._buffers}
     others = {use for name in ("running_mean", "running_var") for use in uses[id(getattr(layer, name))]} - own

@@ -30,7 +30,7 @@ from torch import Tensor, fx
 
 from fxprune.capture import Traced
 from fxprune.errors import InputError, PreconditionError
-from fxprune.graph_tools import module_of
+from fxprune.graph_tools import module_of, why_hooked
 from fxprune.linear.choice import patterns_of
 from fxprune.linear.shares import Amounts, Shares, check_amounts, shares_of
 from fxprune.linear.sparsity import (
@@ -209,8 +209,8 @@ class PruneWeights(Pass):
         assert fills is not None  # they were filled so
         if not bool(fills.any()):
             return "", f"{why}, and there is nothing to fill in: what was pruned is zero"
-        if layer._forward_hooks or layer._forward_pre_hooks:
-            return "", "it has forward hooks, which may do anything"
+        if hooked := why_hooked(layer):
+            return "", hooked
         split(module, node, mask, fills)
         where = "filter" if torch.unique(fills).numel() > 1 else "layer"
         return f"written as a sparse layer and a box sum times a number per {where}", ""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.graph_tools import calls_of, module_of
+from fxprune.graph_tools import calls_of, module_of, why_hooked
 
 aten = torch.ops.aten
 
@@ -31,9 +31,7 @@ def why_not_alone(module: fx.GraphModule, node: fx.Node, uses: dict[int, list[st
         node: The call.
         uses: What :func:`fxprune.graph_tools.tensor_uses` says of the graph.
     """
-    layer = module_of(module, node)
-    hooked = "it has forward hooks, which may do anything"
-    return why_shared(module, node, uses) or (hooked if layer._forward_hooks or layer._forward_pre_hooks else "")
+    return why_shared(module, node, uses) or why_hooked(module_of(module, node))
 
 
 def why_shared(module: fx.GraphModule, node: fx.Node, uses: dict[int, list[str]]) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.graph_tools import module_of, place_of, shape_of, tensor_uses, wide
+from fxprune.graph_tools import module_of, place_of, shape_of, tensor_uses, why_hooked, wide
 from fxprune.linear.combine import branches, chain
 from fxprune.linear.forms import Form, NotOneLayer, affine, average, layer_form, padded
 from fxprune.linear.layers import LAYERS, why_not_alone, why_not_plain
@@ -121,8 +121,8 @@ class Operations:
         source = node.args[0]
         assert isinstance(source, fx.Node)
         if type(layer) is nn.Identity or (type(layer) in DROPOUTS and not (layer.training and layer.p)):
-            hooked = layer._forward_hooks or layer._forward_pre_hooks
-            return "has forward hooks, which may do anything" if hooked else Operation("same", (source,), _passed_on)
+            hooked = why_hooked(layer).removeprefix("it ")
+            return hooked or Operation("same", (source,), _passed_on)
         if isinstance(layer, BATCH_NORMS):
             return self._norm(node, layer, source)
         if not isinstance(layer, LAYERS):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import hooks
 
 from fxprune.errors import InputError
+from fxprune.graph_tools import only_watches
 
 
 class Recorder:
@@ -51,21 +52,21 @@ class Recorder:
                 if self._records():
                     self.inputs = (args, kwargs)
 
-        return start
+        return only_watches(start)
 
     def _end_of(self, model: nn.Module) -> Callable[..., None]:
         def end(module: nn.Module, _: Any, output: Any) -> None:
             if module is model and self._records():
                 self.result = output
 
-        return end
+        return only_watches(end)
 
     def _output_of(self, layer: nn.Module, path: str) -> Callable[..., None]:
         def keep(module: nn.Module, _: Any, output: Any) -> None:
             if module is layer and self._records():
                 self.outputs.setdefault(path, []).append(output)
 
-        return keep
+        return only_watches(keep)
 
     def _records(self) -> bool:
         return torch.is_grad_enabled() or not self._with_gradients

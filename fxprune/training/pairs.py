@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fxprune.errors import InputError
+from fxprune.linear.basis import basis_paths
 
 BLOCKS = "fxprune.blocks"  # GraphModule.meta: path of an expanded block -> path of its last layer
 
@@ -25,7 +26,8 @@ def find_pairs(student: nn.Module, teacher: nn.Module, layers: str | Iterable[st
     """Return the pairs that ``layers`` names.
 
     Args:
-        student: Where a layer was expanded into a block, its graph's metadata say which layer ends the block.
+        student: Where a layer was expanded or decomposed, its graph's metadata say which layer ends what it became.
+            Of one that was split into a sparse layer and a box sum no layer gives the output, so it has no pair.
         teacher: The dense model; layers that were not renamed have its names in the student, too.
         layers: ``"blocks"``: every expanded block and the layer that it stands for. ``"last"``: the last convolution
             that both have (the last linear layer but the final one where there is none) [DESIGN: S3 takes the features
@@ -35,21 +37,21 @@ def find_pairs(student: nn.Module, teacher: nn.Module, layers: str | Iterable[st
     Raises:
         InputError: A name fits no layer that both have.
     """
-    blocks = _blocks(student)
+    ends = _ends(student)
     if isinstance(layers, Mapping):
-        pairs = [Pair(blocks.get(ours, ours), theirs) for ours, theirs in layers.items()]
+        pairs = [Pair(ends.get(ours, ours), theirs) for ours, theirs in layers.items()]
     elif layers == "blocks":
-        pairs = [Pair(last, path) for path, last in blocks.items()]
+        pairs = [Pair(last, path) for path, last in _blocks(student).items()]
         if not pairs:
             raise InputError(
                 "the student has no over-parameterised blocks to distil into; expand layers first, or name layers: "
                 "layers='last', or names of layers that student and teacher share"
             )
     elif layers == "last":
-        pairs = [_last(student, teacher, blocks)]
+        pairs = [_last(student, teacher, ends)]
     else:
         patterns = [layers] if isinstance(layers, str) else list(layers)
-        pairs = [pair for pattern in patterns for pair in _matching(student, teacher, blocks, pattern)]
+        pairs = [pair for pattern in patterns for pair in _matching(student, teacher, ends, pattern)]
     _check(pairs, student, teacher)
     return list(dict.fromkeys(pairs))
 
@@ -103,6 +105,12 @@ def _blocks(student: nn.Module) -> dict[str, str]:
     return dict(meta.get(BLOCKS, {}))
 
 
+def _ends(student: nn.Module) -> dict[str, str]:
+    """Return the layer whose output is that of a layer which was expanded or decomposed, by the path of that one."""
+    known = {f"{path}.mix" for path in basis_paths(student)} if isinstance(student, fx.GraphModule) else set[str]()
+    return {end.rpartition(".")[0]: end for end in known & set(_called(student))} | _blocks(student)
+
+
 def _called(model: nn.Module) -> list[str]:
     """Return the names of layers in the order in which they are called, as far as the model says."""
     if isinstance(model, fx.GraphModule):
@@ -110,9 +118,14 @@ def _called(model: nn.Module) -> list[str]:
     return [path for path, _ in model.named_modules() if path]
 
 
-def _last(student: nn.Module, teacher: nn.Module, blocks: dict[str, str]) -> Pair:
-    layers, ours = dict(teacher.named_modules()), dict(student.named_modules())
-    shared = [path for path in _called(teacher) if path in ours and path in layers]
+def _shared(student: nn.Module, teacher: nn.Module, ends: dict[str, str]) -> list[str]:
+    """Return the names of layers of the teacher that the student calls too, or calls the end of."""
+    ours = set(_called(student))
+    return [path for path in dict.fromkeys(_called(teacher)) if ends.get(path, path) in ours]
+
+
+def _last(student: nn.Module, teacher: nn.Module, ends: dict[str, str]) -> Pair:
+    layers, shared = dict(teacher.named_modules()), _shared(student, teacher, ends)
     convolutions = [path for path in shared if isinstance(layers[path], _ConvNd)]
     linear = [path for path in shared if isinstance(layers[path], nn.Linear)][:-1]
     if not convolutions and not linear:
@@ -121,12 +134,11 @@ def _last(student: nn.Module, teacher: nn.Module, blocks: dict[str, str]) -> Pai
             "name the layers to compare"
         )
     path = (convolutions or linear)[-1]
-    return Pair(blocks.get(path, path), path)
+    return Pair(ends.get(path, path), path)
 
 
-def _matching(student: nn.Module, teacher: nn.Module, blocks: dict[str, str], pattern: str) -> list[Pair]:
-    ours = {path for path, _ in student.named_modules()}
-    names = [path for path in dict.fromkeys(_called(teacher)) if path in ours]
+def _matching(student: nn.Module, teacher: nn.Module, ends: dict[str, str], pattern: str) -> list[Pair]:
+    names = _shared(student, teacher, ends)
     found = [path for path in names if fnmatch.fnmatchcase(path, pattern)]
     if not found:
         near = ", ".join(names[:6])
@@ -134,7 +146,7 @@ def _matching(student: nn.Module, teacher: nn.Module, blocks: dict[str, str], pa
             f"{pattern!r} names no layer that student and teacher share; layers they share are {near or '(none)'}"
             f"{', ...' if len(names) > 6 else ''}"
         )
-    return [Pair(blocks.get(path, path), path) for path in found]
+    return [Pair(ends.get(path, path), path) for path in found]
 
 
 def _check(pairs: list[Pair], student: nn.Module, teacher: nn.Module) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxprune.capture import Traced, trace
 from fxprune.errors import BudgetError, InputError
@@ -18,7 +18,7 @@ from fxprune.linear.basis_budget import choose_vectors
 from fxprune.passes import DecomposeBasis, MergeBasis
 from fxprune.pipeline import Pipeline
 from fxprune.planning.cost import count
-from fxprune.training import BasisScaling, Recipe, basis_importance, finetune
+from fxprune.training import BasisScaling, Distillation, Recipe, basis_importance, finetune
 
 IMAGES = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(24) % 5
@@ -276,3 +276,26 @@ def test_a_choice_replays_on_another_copy() -> None:
     assert count(Pipeline([MergeBasis()])(masked).traced).macs == choice.counts.merged.macs
     with pytest.raises(BudgetError, match="one left per group"):
         choose_vectors(traced, basis_importance(traced, batches()), macs=0.01)
+
+
+def test_distillation_beside_it_changes_nothing_of_it() -> None:
+    traced, teacher = network(), Convnet().eval()
+
+    def basis(model: nn.Module) -> BasisScaling:
+        assert isinstance(model, fx.GraphModule)
+        return BasisScaling.begin(traced.with_module(model), params=0.5)
+
+    def distill(model: nn.Module) -> Distillation:
+        return Distillation(model, teacher, layers="last", gamma=1)
+
+    data, recipe = torch.utils.data.TensorDataset(IMAGES, LABELS), Recipe(epochs=1, batch=8, lr=0.01)
+    one, other = (
+        finetune(traced, data, recipe=recipe, objectives=each) for each in ([basis, distill], [distill, basis])
+    )
+    for name, value in one.module.state_dict().items():
+        assert torch.equal(value, other.module.state_dict()[name]), name
+    with Distillation(network().module, teacher, layers="last") as objective:  # its hooks only watch
+        assert objective.pairs == [("conv2.mix", "conv2")]
+    student = network().module
+    with Distillation(student, teacher, layers="last"):
+        assert len(basis_scales(student)) == 3

@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxprune.capture import trace
 from fxprune.errors import InputError
+from fxprune.passes import DecomposeBasis, PruneWeights
+from fxprune.pipeline import Pipeline
 from fxprune.training import Distillation, Objective, ObjectiveLike, SimilarityPreserving
 from tests.training.conftest import Convnet, Pruned, expanded
 
@@ -223,3 +226,18 @@ def test_shared_parameters_and_bad_weights_are_refused(pruned: Pruned) -> None:
         Distillation(pruned.student, pruned.teacher, layers="last", gamma=0)
     with pytest.raises(InputError, match=r"give \.module"):
         Distillation("model", pruned.teacher)  # type: ignore[arg-type]
+
+
+def test_layers_that_were_decomposed_or_split_are_compared_where_they_end(pruned: Pruned) -> None:
+    x = torch.randn(8, 3, 8, 8)
+    traced = trace(copy.deepcopy(pruned.teacher), x[:2])
+    decomposed = Pipeline([DecomposeBasis(layers="conv*")])(traced).traced.module
+    for layers in ("last", ["conv2"], {"conv2": "conv2"}):
+        with Distillation(decomposed, pruned.teacher, layers=layers) as objective:
+            assert objective.pairs == [("conv2.mix", "conv2")]
+            decomposed(x)
+            assert objective.extra_loss().item() == pytest.approx(0, abs=1e-6)
+    split = Pipeline([PruneWeights(0.5, form="cheap")])(traced).traced.module  # all but the first convolution
+    assert Distillation(split, pruned.teacher, layers="last").pairs == [("conv1", "conv1")]
+    with pytest.raises(InputError, match=r"'conv2' names no layer that student and teacher share; .* are conv1, bn1"):
+        Distillation(split, pruned.teacher, layers=["conv2"])
