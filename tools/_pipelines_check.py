@@ -14,17 +14,21 @@ state loaded back; a part of the results goes to ONNX, or into the network's own
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import onnxruntime
 import torch
 from torch import Tensor, fx, nn
 
 from fxprune.capture import Traced, trace
+from fxprune.deploy.onnx import export_onnx
+from fxprune.eager import apply_to
 from fxprune.errors import FxPruneError, VerifyError
 from fxprune.pipeline import Keeps, Pipeline, Result
 from fxprune.report import PassReport
@@ -35,6 +39,8 @@ from tools._pipelines_steps import Step, draw_step
 
 TOLERANCE, SINGLE = 1e-9, 1e-4
 BATCH, SEED = 3, 5
+EACH = 4
+"""Pipelines of one network: to capture it costs as much as several passes."""
 UNPROVED = ("proves nothing", "cannot be checked", "nothing is proved")
 """What a check says that could not have failed: the outputs are a constant, or no numbers."""
 
@@ -85,7 +91,40 @@ class Kind:
     @staticmethod
     def of(number: int) -> Kind:
         """Return the kind of a numbered pipeline."""
-        return Kind(single=number % 4 == 3, onnx=number % 12 == 3, eager=number % 3 == 1)
+        return Kind(single=number // EACH % 4 == 3, onnx=number % 48 == 13, eager=number % 3 == 1)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A captured network; pipelines share it, as none may change it.
+
+    Attributes:
+        program: The network as code.
+        model: The network.
+        traced: Its capture.
+        single: Whether it is in float32.
+    """
+
+    program: Program
+    model: nn.Module
+    traced: Traced
+    single: bool
+
+
+@functools.lru_cache(maxsize=1)
+def capture(program: Program, seed: int, single: bool) -> Subject:
+    """Build and capture a network, in float32 where that is asked for and the graph can be widened to compare.
+
+    Raises:
+        FxPruneError: It cannot be captured.
+    """
+    model, example = program.build(seed), program.example()
+    if single:
+        small = copy.deepcopy(model).float()
+        traced = trace(small, tuple(value.float() for value in example))
+        if _can_be_widened(traced, example):
+            return Subject(program, small, traced, True)
+    return Subject(program, model, trace(model, example), False)
 
 
 def check_pipeline(program: Program, seed: int, draws: Draws, kind: Kind, found: Checked) -> None:
@@ -97,29 +136,22 @@ def check_pipeline(program: Program, seed: int, draws: Draws, kind: Kind, found:
         VerifyError: The library found a wrong number by itself.
         Exception: Anything else that is no refusal in the library's own words is a crash.
     """
-    model: nn.Module = program.build(seed)
-    example = program.example()
     try:
-        traced = trace(model, example)
-        if kind.single:
-            small = copy.deepcopy(model).float()
-            single = trace(small, tuple(value.float() for value in example))
-            kind = replace(kind, single=_can_be_widened(single, example))
-            traced, model = (single, small) if kind.single else (traced, model)
+        subject = capture(program, seed, kind.single)
     except FxPruneError as error:
         found.refusals.append(f"capture: {error}")
         return
-    case = _Case(program, kind, found, [], program.reads)
-    start, was = traced, state_of(model)
+    case = _Case(program, subject.single, found, [], program.reads)
+    was, traced = state_of(subject.model), subject.traced
     for number in range(draws.steps()):
         traced = case.step(draws.step(number), traced)
-    require(same_state(was, state_of(model)), "the network itself was changed")
-    _again(start, traced, case.done, seed)
+    require(same_state(was, state_of(subject.model)), "the network itself was changed")
+    _again(subject.traced, traced, case.done, verify=kind.onnx or kind.eager)
     _copied(traced, program)
-    if kind.onnx:
+    if kind.onnx and subject.single:  # runtimes have no convolution in float64
         _exported(traced, program, found)
     if kind.eager:
-        _written_back(model, start, traced, case, found)
+        _written_back(subject.model, traced, case)
 
 
 def _can_be_widened(traced: Traced, example: tuple[Tensor, ...]) -> bool:
@@ -134,7 +166,7 @@ def _can_be_widened(traced: Traced, example: tuple[Tensor, ...]) -> bool:
 @dataclass
 class _Case:
     program: Program
-    kind: Kind
+    single: bool
     found: Checked
     done: list[Step]
     reads: bool
@@ -206,7 +238,7 @@ class _Case:
         self.found.held[which] += bool(report.changes)
         found = plain(after.module)
         for args in self.inputs(before):
-            same(step.name, run(found, args), run(expected, args), SINGLE if self.kind.single else TOLERANCE)
+            same(step.name, run(found, args), run(expected, args), SINGLE if self.single else TOLERANCE)
 
     def inputs(self, traced: Traced) -> list[tuple[Tensor, ...]]:
         """Return inputs at the example's batch, and at another where it may be."""
@@ -330,7 +362,7 @@ def _runs_at_another_batch(traced: Traced, program: Program) -> None:
 # ---------------------------------------------------------------- at the end
 
 
-def _again(start: Traced, end: Traced, done: list[Step], seed: int) -> None:
+def _again(start: Traced, end: Traced, done: list[Step], *, verify: bool) -> None:
     """Run the same passes as one pipeline, checked or not; it has to give the same graph and the same bits."""
     traced, passes = start, []
     for step in [*done, None]:
@@ -338,7 +370,7 @@ def _again(start: Traced, end: Traced, done: list[Step], seed: int) -> None:
             passes.append(step.pass_)
             continue
         if passes:
-            traced, passes = Pipeline(passes, verify=seed % 2 == 0)(traced).traced, []
+            traced, passes = Pipeline(passes, verify=verify)(traced).traced, []
         if step is not None and step.edit is not None:
             traced = step.edit(traced)
     difference = first_difference(snapshot(end.module), snapshot(traced.module))
@@ -362,10 +394,6 @@ def _copied(traced: Traced, program: Program) -> None:
 
 def _exported(traced: Traced, program: Program, found: Checked) -> None:
     """Export to ONNX, and compare what onnxruntime gives with the graph."""
-    import onnxruntime
-
-    from fxprune.deploy.onnx import export_onnx
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         try:
@@ -383,21 +411,16 @@ def _exported(traced: Traced, program: Program, found: Checked) -> None:
     found.held["ONNX"] += 1
 
 
-def _written_back(model: nn.Module, start: Traced, traced: Traced, case: _Case, found: Checked) -> None:
+def _written_back(model: nn.Module, traced: Traced, case: _Case) -> None:
     """Write the result into a copy of the network, whose own code has to give the same then."""
     twin = copy.deepcopy(model)
-    fresh = trace(twin, start.args)
     try:
-        for step in case.done:
-            fresh = step.edit(fresh) if step.edit else step.pass_(fresh).traced  # type: ignore[misc]
-        from fxprune.eager import apply_to
-
-        apply_to(fresh, twin)
+        apply_to(traced, twin)
     except FxPruneError as error:
-        found.refusals.append(f"write back: {error}")
+        case.found.refusals.append(f"write back: {error}")
         require(same_state(state_of(model), state_of(twin)), "a refused writing back leaves the network changed")
         return
     for args in case.inputs(traced):
-        tolerance = SINGLE if case.kind.single else TOLERANCE
+        tolerance = SINGLE if case.single else TOLERANCE
         same("its own class", run(copy.deepcopy(twin).double(), args), run(plain(traced.module), args), tolerance)
-    found.held["its own class"] += 1
+    case.found.held["its own class"] += 1

@@ -36,6 +36,7 @@ from fxprune.planning import Plan, make_plan
 from tools._fuzz_check import random_removal
 from tools._fuzz_program import Choices
 
+_TRIES = 4
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
@@ -62,12 +63,17 @@ def draw_step(choices: Choices, traced: Traced) -> Step:
     Raises:
         FxPruneError: There is no plan for what was drawn; nothing else that the library raises is expected.
     """
-    names = [name for name in STEPS if not _is_idle(name, traced)]
+    names = list(STEPS)
     if whole_blocks(traced.module):  # what only makes sense in pairs would rarely meet
         names += ["drop_vectors", "merge_basis"] * 3
     if blocks_of(traced.module):
         names += ["reparameterize"] * 3
-    return STEPS[_pick(choices, names)](choices, traced)
+    name = _pick(choices, names)
+    for _ in range(_TRIES):
+        if not _is_idle(name, traced):
+            break
+        name = _pick(choices, names)
+    return STEPS[name](choices, traced)
 
 
 def _is_idle(name: str, traced: Traced) -> bool:

@@ -5,9 +5,10 @@
     python tools/fuzz_pipelines.py --show 1234                          # network and pipeline of one, as code
     python tools/fuzz_pipelines.py --markdown docs/fuzz.md --pipelines 0
 
-Each step is held to a reference that shares nothing with the library's own checks (``tools/_pipelines_check.py``).
-Pipelines are numbered, and a number always makes the same one of the same library; those with a record are not made
-again. What fails is made smaller, by leaving out steps and decisions, and printed as code.
+Four pipelines share a network. Each step is held to a reference that shares nothing with the library's own checks
+(``tools/_pipelines_check.py``). Pipelines are numbered, and a number always makes the same one of the same library;
+those with a record are not made again. What fails is made smaller, by leaving out steps and decisions, and printed as
+code.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from fxprune.deploy.files import atomic_write
 from fxprune.errors import VerifyError
 from tools._fuzz_check import WrongNumber
 from tools._fuzz_program import Choices, Program
-from tools._pipelines_check import Checked, Kind, check_pipeline
+from tools._pipelines_check import EACH, Checked, Kind, check_pipeline
 from tools._pipelines_networks import write_network
 from tools._pipelines_references import BrokenPromise
 from tools._pipelines_steps import STEPS
@@ -61,7 +62,7 @@ class _Drawn:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.network = _Recorded(number)
+        self.network = _Recorded(number // EACH)
         self.made: list[_Recorded] = []
 
     def steps(self) -> int:
@@ -109,7 +110,7 @@ def attempt(program: Program, number: int, draws: Any) -> tuple[str, str, Checke
     found = Checked()
     try:
         with _bounded(SECONDS):
-            check_pipeline(program, number, draws, Kind.of(number), found)
+            check_pipeline(program, number // EACH, draws, Kind.of(number), found)
         return "right", "", found
     except WrongNumber as error:
         return "wrong", str(error), found

@@ -123,7 +123,7 @@ def test_shares_out_of_range_and_a_constant_output() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_share_that_the_precision_of_the_model_does_not_have_is_the_nearest(dtype: torch.dtype) -> None:
-    """0.3 and 0.7 are no numbers of these types: what is checked is what they hold, and a second run changes nothing."""
+    """0.3 and 0.7 are no numbers of these types: what they hold is checked, and a second run changes nothing."""
     model = network().to(dtype)
     step = LinearizeActivations(["0"], share=0.3, slope=0.7)
     result = Pipeline([step])(trace(model, IMAGE.to(dtype)))
