@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from fxprune.errors import InputError
 from fxprune.training.images import ArrayImages, Images, Looks, missing, open_image
@@ -122,11 +122,19 @@ def labels_of(images: Dataset[Any]) -> npt.NDArray[np.int64]:
     """Return the labels of a set without reading its images where it lists them."""
     if isinstance(images, Subset):
         return labels_of(images.dataset)[np.asarray(images.indices, dtype=np.int64)]
-    for name in _LISTS:
-        if (found := getattr(images, name, None)) is not None:
-            return np.asarray(found, dtype=np.int64)
+    if (listed := _listed(images)) is not None:
+        return np.asarray(listed, dtype=np.int64)
     count = len(images)  # type: ignore[arg-type] # a set with indices has a length
     return np.asarray([int(images[index][1]) for index in range(count)], dtype=np.int64)
+
+
+def _listed(images: Any) -> Any:
+    """Return the labels that a set has in one place, or None."""
+    if isinstance(images, TensorDataset):
+        labels = images.tensors[1] if len(images.tensors) == 2 else None
+        is_list = labels is not None and labels.ndim == 1 and not labels.is_floating_point() and not labels.is_complex()
+        return labels.cpu() if is_list else None
+    return next((found for name in _LISTS if (found := getattr(images, name, None)) is not None), None)
 
 
 def check_classes(images: Dataset[Any]) -> None:
@@ -134,7 +142,7 @@ def check_classes(images: Dataset[Any]) -> None:
     base: Any = images
     while isinstance(base, Subset):
         base = base.dataset
-    if not any(hasattr(base, name) for name in _LISTS):
+    if _listed(base) is None:
         return  # only reading everything would tell
     labels = labels_of(images)
     if len(np.unique(labels)) < 2:

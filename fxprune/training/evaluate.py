@@ -40,14 +40,13 @@ class Task:
         """Return the mean loss.
 
         Raises:
-            InputError: A label names no output.
+            InputError: Targets are no classes of this output, or a loss of one's own is no number.
         """
         if self.loss is not None:
-            return self.loss(output, target)
+            return _one_number(self.loss(output, target))
         logits = logits_of(output)
-        if not target.is_floating_point():
-            check_labels(target, logits.shape[1])
-        return F.cross_entropy(logits, target, label_smoothing=self.smoothing if smooth else 0.0)
+        classes = _classes(target, logits)
+        return F.cross_entropy(logits, classes, label_smoothing=self.smoothing if smooth else 0.0)
 
     def correct(self, output: Any, target: Any) -> tuple[int, int]:
         """Return how many labels are right, and of how many; (0, 0) where there are none."""
@@ -56,6 +55,49 @@ class Task:
         labels = target.argmax(1) if target.is_floating_point() else target
         counted = labels != IGNORED
         return int((logits_of(output).argmax(1) == labels)[counted].sum()), int(counted.sum())
+
+
+def _one_number(value: Any) -> Tensor:
+    """Return a loss as a scalar.
+
+    Raises:
+        InputError: It is none.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.reshape(())
+    what = f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    raise InputError(
+        f"the loss function returns a {what}; it has to be a tensor of one number, the mean over the batch"
+    )
+
+
+def _classes(target: Any, logits: Tensor) -> Tensor:
+    """Return targets as cross-entropy takes them: numbers of classes, or the share of each class.
+
+    Raises:
+        InputError: They are none of these outputs.
+    """
+    hint = "give such targets (a collate_fn of the loader can make them), or a loss of your own (loss=)"
+    if logits.ndim < 2:
+        raise InputError(
+            f"the model returns {tuple(logits.shape)} for a batch, where cross-entropy needs (batch, classes, ...); "
+            "give a model of two or more classes, or a loss of your own (loss=)"
+        )
+    whole = isinstance(target, Tensor) and not (target.is_floating_point() or target.is_complex())
+    wanted = (logits.shape[0], *logits.shape[2:]) if whole else tuple(logits.shape)
+    if not isinstance(target, Tensor) or target.dtype in (torch.bool, torch.complex64, torch.complex128):
+        what = f"{target.dtype}" if isinstance(target, Tensor) else f"a {type(target).__name__}"
+        raise InputError(f"targets are {what}, and cross-entropy takes numbers of classes, or a share of each; {hint}")
+    if tuple(target.shape) != wanted:
+        kind = "class numbers" if whole else "shares of classes"
+        raise InputError(
+            f"targets are {target.dtype} of shape {tuple(target.shape)}, and {kind} for an output of shape "
+            f"{tuple(logits.shape)} have the shape {tuple(wanted)}; {hint}"
+        )
+    if not whole:
+        return target
+    check_labels(target, logits.shape[1])
+    return target.long()
 
 
 @dataclass
@@ -120,7 +162,7 @@ def tally(
         for batch in batches.load(batches.parts()):
             args, kwargs, target = split_batch(batch, device)
             with autocast():
-                output = model(*args, **kwargs)
+                output = run_model(model, args, kwargs)
                 loss = task.measure(output, target, smooth=False)
             found.add(float(loss), size_of(args, kwargs), task.correct(output, target))
     return found
@@ -147,6 +189,28 @@ def split_batch(batch: Any, device: torch.device) -> tuple[tuple[Any, ...], dict
         f"a batch is a {type(batch).__name__}; it must be a pair of inputs and targets, or a dictionary with 'labels': "
         "give the loader a collate_fn that makes one"
     )
+
+
+def run_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what a model gives for a batch.
+
+    Raises:
+        InputError: The model does not take it, as it says itself.
+    """
+    try:
+        return model(*args, **kwargs)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        given = ", ".join(f"{leaf.dtype} {tuple(leaf.shape)}" for leaf in tensors) or "no tensor"
+        alone = "" if size_of(args, kwargs) > 1 else (
+            "; for a batch norm one sample may be too few: take another batch size, or a loader with drop_last=True"
+        )  # fmt: skip
+        raise InputError(
+            f"the model fails on a batch of the data ({given}): {' '.join(str(error).split())}. Give inputs of the "
+            f"shape and type that it was made for{alone}"
+        ) from error
 
 
 def size_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

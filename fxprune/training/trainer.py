@@ -19,7 +19,7 @@ from fxprune.errors import InputError, TrainingError
 from fxprune.training.batches import Batches, as_loader
 from fxprune.training.checkpoint import first_difference, load_checkpoint, save_checkpoint, save_weights
 from fxprune.training.data import check_classes
-from fxprune.training.evaluate import Tally, Task, size_of, split_batch, tally
+from fxprune.training.evaluate import Tally, Task, run_model, size_of, split_batch, tally
 from fxprune.training.history import Row, empty_figure, write_curves, write_metrics
 from fxprune.training.objectives import ObjectiveLike
 from fxprune.training.processes import gather, make_accelerator, total
@@ -169,11 +169,16 @@ class Training:
     def _forward(self, batch: Any, counts: Tally) -> Tensor:
         args, kwargs, target = split_batch(batch, self.accelerator.device)
         with self.accelerator.autocast():
-            output = self.wrapped(*args, **kwargs)
+            output = run_model(self.wrapped, args, kwargs)
             loss = self.task.measure(output, target, smooth=True)
             extra = torch.zeros_like(loss)
             for objective in self.objectives:
                 extra = extra + objective.extra_loss()
+        if not (loss.requires_grad or extra.requires_grad):
+            raise InputError(
+                "the loss does not depend on any parameter that is trained (requires_grad), so there is nothing to "
+                "learn; train those that the model computes with, and detach no output"
+            )
         counts.add(loss.item(), size_of(args, kwargs), self.task.correct(output, target), extra.item())
         return loss + extra
 

@@ -262,6 +262,7 @@ class Listed(TensorDataset):
         (_with_labels([]), "hold no batch: 0 samples"),
         (_with_labels([0, 1, 5, 2] * 3), "a label is 5, but the model has 5 outputs"),
         (_with_labels([0, 1, -1, 2] * 3), "a label is -1"),
+        (_with_labels([2] * 12), "all 12 training samples are of one class"),
         (Listed(torch.randn(4, 3, 8, 8), torch.ones(4, dtype=torch.long)), "all 4 training samples are of one class"),
         (TensorDataset(torch.randn(4, 3, 8, 8)), "must be a pair of inputs and targets"),
     ],
@@ -270,6 +271,62 @@ def test_data_that_cannot_be_learned_from(tmp_path: Path, data: Any, words: str)
     with pytest.raises(InputError, match=words):
         finetune(Convnet(), data, recipe=QUICK, out=tmp_path)
     assert not (tmp_path / CHECKPOINT).exists()
+
+
+IMAGES, CLASSES = torch.randn(9, 3, 8, 8), torch.arange(9) % 5
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (CLASSES.float(), r"float32 of shape \(8,\), and shares of classes .* \(8, 5\)"),
+        (CLASSES[:, None], r"int64 of shape \(8, 1\), and class numbers .* \(8,\)"),
+        (torch.rand(9, 4), r"of shape \(8, 4\)"),
+        (CLASSES > 2, "targets are torch.bool"),
+        (["a"] * 9, "targets are a (tuple|list), and cross-entropy takes"),
+    ],
+)
+def test_targets_that_are_no_classes_of_the_output(targets: Any, words: str) -> None:
+    data: Any = list(zip(IMAGES, targets, strict=True))
+    with pytest.raises(InputError, match=words):
+        finetune(Convnet(), data, recipe=QUICK)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_classes_may_be_integers_of_any_size(dtype: torch.dtype) -> None:
+    model = Convnet()
+    one, other = (finetune(model, TensorDataset(IMAGES, each), recipe=QUICK) for each in (CLASSES, CLASSES.to(dtype)))
+    assert _equal(one.module, other.module)
+    assert one.best["train_accuracy"] == other.best["train_accuracy"]
+
+
+class Odd(nn.Module):
+    """Fails, or learns nothing, in the way that is asked for."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.fc, self.norm = way, nn.Linear(192, 5), nn.BatchNorm1d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(self.fc(x.flatten(1)))
+        return {"number": y[:, 0], "detached": y.detach()}.get(self.way, y)
+
+
+@pytest.mark.parametrize(
+    ("way", "loss", "words"),
+    [
+        ("number", None, r"the model returns \(8,\) for a batch"),
+        ("detached", None, "does not depend on any parameter"),
+        ("norm", None, r"batch of the data \(torch.float32 \(1, 3, 8, 8\)\): Expected more than 1 .* drop_last=True$"),
+        ("", lambda y, _: y, r"loss function returns a tensor of shape \(8, 5\)"),
+        ("", lambda y, _: 1.0, "loss function returns a float"),
+    ],
+)
+def test_models_and_losses_that_cannot_be_trained(way: str, loss: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        finetune(Odd(way), TensorDataset(IMAGES, CLASSES), recipe=replace(QUICK, seed=1), loss=loss)
+    with pytest.raises(InputError, match=r"\(8, 3, 4, 8\)\): (addmm: )?mat1 and mat2 shapes cannot be multiplied"):
+        finetune(Odd(""), TensorDataset(IMAGES[:, :, :4], CLASSES), recipe=QUICK)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
