@@ -28,7 +28,7 @@ class Fault:
 
     Attributes:
         patch: Makes a context in which the rules have it.
-        networks: Names in ``tests/networks.py``.
+        networks: Names in ``tests/networks/``.
     """
 
     patch: Patch

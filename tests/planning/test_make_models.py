@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from networks import NETWORKS
 
 from fxprune.capture import trace
 from fxprune.channels import find_groups
 from fxprune.errors import BudgetError, CaptureError, InputError
 from fxprune.planning import Plan, make_plan
+from tests.networks import NETWORKS
 
 torchvision = pytest.importorskip("torchvision")
 NAMES = ("resnet18", "mobilenet_v2", "densenet121", "swin_t")
