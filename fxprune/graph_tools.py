@@ -57,6 +57,21 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             layer.training = mode
 
 
+def place_new_nodes(module: fx.GraphModule) -> None:
+    """Let nodes that do not say where they come from say what those do that they read, or that read them."""
+    nodes = list(module.graph.nodes)
+    for node in nodes:
+        _place_as(node, node.all_input_nodes)
+    for node in reversed(nodes):
+        _place_as(node, node.users)
+
+
+def _place_as(node: fx.Node, others: Iterable[fx.Node]) -> None:
+    for other in others:
+        if "path" not in node.meta and other.op != "output" and "path" in other.meta:
+            node.meta["path"], node.meta["source"] = other.meta["path"], other.meta.get("source", "")
+
+
 def tensors_of(module: nn.Module) -> list[Tensor]:
     """Return all parameters and buffers, each once."""
     return [*module.parameters(), *module.buffers()]
@@ -117,15 +132,15 @@ def tensor_uses(module: fx.GraphModule) -> dict[int, list[str]]:
     ]
     by_memory: dict[Any, list[str]] = defaultdict(list)
     for name, tensor in named:
-        by_memory[_memory(tensor)].append(name)
-    memory = {name: _memory(tensor) for name, tensor in named}
+        by_memory[memory_of(tensor)].append(name)
+    memory = {name: memory_of(tensor) for name, tensor in named}
     for node in module.graph.find_nodes(op="get_attr"):
         if str(node.target) in memory:
             by_memory[memory[str(node.target)]].append(node.name)
-    return {id(tensor): by_memory[_memory(tensor)] for _, tensor in named}
+    return {id(tensor): by_memory[memory_of(tensor)] for _, tensor in named}
 
 
-def _memory(tensor: Tensor) -> Any:
+def memory_of(tensor: Tensor) -> Any:
     """Return a key that two tensors share where one is written and the other seen to change, both whole."""
     pointer = tensor.data_ptr() if tensor.layout is torch.strided else 0
     return (pointer, tensor.numel()) if pointer else id(tensor)

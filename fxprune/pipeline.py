@@ -29,7 +29,7 @@ from fxprune.claims import (
     witness,
 )
 from fxprune.errors import CaptureError, InputError, PreconditionError, VerifyError
-from fxprune.graph_tools import copy_module, evaluating, tensors_of
+from fxprune.graph_tools import copy_module, evaluating, place_new_nodes, tensors_of
 from fxprune.report import Change, PassReport, Skip
 
 if TYPE_CHECKING:
@@ -231,6 +231,7 @@ def _rewritten(step: Pass, traced: Traced) -> tuple[Traced, PassReport]:
         draft.module.graph.lint()
     except Exception as error:  # lint raises many kinds
         raise VerifyError(f"left an invalid graph: {error}") from error
+    place_new_nodes(draft.module)
     draft.module.recompile()
     check_state(traced.module, draft.module)
     changes = tuple(item for item in said if isinstance(item, Change))

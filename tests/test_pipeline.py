@@ -226,6 +226,25 @@ def test_a_model_that_has_no_float64_is_compared_in_its_own() -> None:
 # ---------------------------------------------------------------- pipelines
 
 
+def test_new_nodes_say_where_they_are(traced: Traced) -> None:
+    """Of what they read, and where that is nothing but a tensor, of what reads them."""
+
+    def scale(module: fx.GraphModule) -> None:
+        module.register_parameter("one", nn.Parameter(torch.ones(1)))
+        relu = node(module, "relu")
+        with module.graph.inserting_after(relu):
+            one = module.graph.get_attr("one")
+        with module.graph.inserting_after(one):
+            product = module.graph.call_function(aten.mul.Tensor, (relu, one))
+        relu.replace_all_uses_with(product, delete_user_cb=lambda user: user is not product)
+
+    module = Pipeline([Doing(scale)])(traced).traced.module
+    assert all({"val", "path", "source"} <= each.meta.keys() for each in module.graph.nodes)
+    line = node(module, "relu").meta["source"]
+    assert "relu()" in line
+    assert node(module, "mul_tensor").meta["source"] == node(module, "one").meta["source"] == line
+
+
 def test_pipelines_nest(traced: Traced) -> None:
     nested = Pipeline([Pipeline([RemoveIdentity()]), Pipeline([FuseBatchNorm(), Pipeline([])])])
     result = nested(traced)

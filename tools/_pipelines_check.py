@@ -30,10 +30,12 @@ from fxprune.capture import Traced, trace
 from fxprune.deploy.onnx import export_onnx
 from fxprune.eager import apply_to
 from fxprune.errors import FxPruneError, VerifyError
+from fxprune.passes import LinearizeActivations, RemoveLayers
 from fxprune.pipeline import Keeps, Pipeline, Result
 from fxprune.report import PassReport
 from tools._fuzz_check import WrongNumber
 from tools._fuzz_program import Choices, Program
+from tools._pipelines_networks import VALUES, set_values
 from tools._pipelines_references import plain, reference, require, run
 from tools._pipelines_steps import Step, draw_step
 
@@ -41,6 +43,7 @@ TOLERANCE, SINGLE = 1e-9, 1e-4
 BATCH, SEED = 3, 5
 EACH = 4
 """Pipelines of one network: to capture it costs as much as several passes."""
+_NAMED = (LinearizeActivations, RemoveLayers)
 UNPROVED = ("proves nothing", "cannot be checked", "nothing is proved")
 """What a check says that could not have failed: the outputs are a constant, or no numbers."""
 
@@ -82,16 +85,19 @@ class Kind:
         single: The network is in float32, and what a pass computes is rounded.
         onnx: The result is exported.
         eager: The result is written into the network's own class.
+        values: What the weights are (``_pipelines_networks.set_values``).
     """
 
     single: bool = False
     onnx: bool = False
     eager: bool = False
+    values: str = "any"
 
     @staticmethod
     def of(number: int) -> Kind:
         """Return the kind of a numbered pipeline."""
-        return Kind(single=number // EACH % 4 == 3, onnx=number % 48 == 13, eager=number % 3 == 1)
+        network = number // EACH
+        return Kind(network % 4 == 3, number % 48 == 13, number % 3 == 1, VALUES[network % len(VALUES)])
 
 
 @dataclass(frozen=True)
@@ -112,13 +118,14 @@ class Subject:
 
 
 @functools.lru_cache(maxsize=1)
-def capture(program: Program, seed: int, single: bool) -> Subject:
+def capture(program: Program, seed: int, single: bool, values: str = "any") -> Subject:
     """Build and capture a network, in float32 where that is asked for and the graph can be widened to compare.
 
     Raises:
         FxPruneError: It cannot be captured.
     """
     model, example = program.build(seed), program.example()
+    set_values(model, values, seed)
     if single:
         small = copy.deepcopy(model).float()
         traced = trace(small, tuple(value.float() for value in example))
@@ -137,7 +144,7 @@ def check_pipeline(program: Program, seed: int, draws: Draws, kind: Kind, found:
         Exception: Anything else that is no refusal in the library's own words is a crash.
     """
     try:
-        subject = capture(program, seed, kind.single)
+        subject = capture(program, seed, kind.single, kind.values)
     except FxPruneError as error:
         found.refusals.append(f"capture: {error}")
         return
@@ -222,6 +229,12 @@ class _Case:
     def _says_what_it_did(self, step: Step, traced: Traced, result: Result, report: PassReport) -> None:
         before, after = snapshot(traced.module), snapshot(result.traced.module)
         difference = first_difference(before, after) or _meta_difference(traced.module, result.traced.module)
+        places = {change.place for change in report.changes} | {skip.place for skip in report.skips}
+        named = getattr(step.pass_, "layers", None) if isinstance(step.pass_, _NAMED) else None
+        missed = set(named) - places if isinstance(named, tuple) else set()
+        require(not missed, f"{step.name} was given {sorted(missed)}, and says nothing of it")
+        frozen = _grad_difference(traced.module, result.traced.module)
+        require(not frozen, f"{step.name} changes whether {frozen} is trained")
         if report.changes:
             require(bool(difference), f"{step.name} says it changed something, and did not: {report}")
         else:
@@ -241,8 +254,9 @@ class _Case:
             same(step.name, run(found, args), run(expected, args), SINGLE if self.single else TOLERANCE)
 
     def inputs(self, traced: Traced) -> list[tuple[Tensor, ...]]:
-        """Return inputs at the example's batch, and at another where it may be."""
-        return [self.program.example(), *([self.program.example(BATCH, SEED)] * traced.batch_is_dynamic)]
+        """Return inputs at the example's batch, and at others where it may be."""
+        sizes = (BATCH, 1) if traced.batch_is_dynamic else ()
+        return [self.program.example(), *(self.program.example(size, SEED) for size in sizes)]
 
 
 def same(what: str, found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
@@ -324,6 +338,12 @@ def _meta_difference(one: fx.GraphModule, other: fx.GraphModule) -> str:
     return "" if _alike(dict(one.meta), dict(other.meta)) else "its records"
 
 
+def _grad_difference(one: fx.GraphModule, other: fx.GraphModule) -> str:
+    was = {name: parameter.requires_grad for name, parameter in one.named_parameters(remove_duplicate=False)}
+    now = {name: parameter.requires_grad for name, parameter in other.named_parameters(remove_duplicate=False)}
+    return next((name for name in was if name in now and was[name] != now[name]), "")
+
+
 def _alike(one: Any, other: Any) -> bool:
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_alike(value, other[key]) for key, value in one.items())
@@ -339,6 +359,7 @@ def _sizes(traced: Traced) -> None:
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
             claimed = n.meta.get("val")
+            require("path" in n.meta and "source" in n.meta, f"the node {n.name} does not say where it comes from")
             if n.op != "output" and isinstance(value, Tensor):
                 require(isinstance(claimed, Tensor), f"the node {n.name} does not say what it gives")
                 assert isinstance(claimed, Tensor)

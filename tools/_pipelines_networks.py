@@ -6,8 +6,12 @@ channels are cut, and all that most passes work on.
 
 from __future__ import annotations
 
+import random
 import re
 from dataclasses import replace
+
+import torch
+from torch import nn
 
 from tools import _fuzz_layers, _fuzz_tokens  # noqa: F401  (they register the rules of the grammar)
 from tools._fuzz_images import ALL, DIMS, GRIDS
@@ -21,8 +25,46 @@ _WEIGHT = 4  # how often a rule of this file is drawn, for each time that one of
 def write_network(choices: Choices) -> Program:
     """Write a random network; most are made of what passes look for, and some have their layers in containers."""
     size, weight = choices.integer(0, 2), choices.integer(0, 2)
+    more = choices.integer(0, 5)
     program = write_program(choices, MOST, tuple(OWN.values()) * (_WEIGHT if weight else 0))
-    return replace(program, source=_in_containers(program.source, size)) if size else program
+    source = _in_containers(program.source, size) if size else program.source
+    return replace(program, source=_with_more_outputs(source, more - 3))
+
+
+def _with_more_outputs(source: str, which: int) -> str:
+    """Return a value within the network too, or the same output twice."""
+    *lines, last = source.rstrip("\n").split("\n")
+    values = [found[1] for line in lines if (found := re.match(r" +(v\d+) = ", line))]
+    if which == 1 and values:
+        last += f", {values[-1]}"
+    elif which == 2:
+        last = f"{last.replace('return ', 'y = ')}\n        return y, y"
+    return "\n".join([*lines, last, ""])
+
+
+VALUES = ("any", "rounded", "twice", "dead", "frozen")
+"""What the weights of a network are: see :func:`set_values`."""
+
+
+def set_values(model: nn.Module, kind: str, seed: int) -> None:
+    """Give the tensors of a network values, or a state, in which passes may go wrong.
+
+    ``rounded``: multiples of a quarter, so that many are equal and some are zero. ``twice``: each filter of a layer is
+    there twice, so that a kernel has half the rank. ``dead``: some filters are zero, with their biases. ``frozen``:
+    some parameters are not trained.
+    """
+    rng = random.Random(seed)
+    for parameter in model.parameters():
+        chosen = torch.tensor([rng.randint(0, 2) == 2 for _ in range(len(parameter))]) if parameter.ndim else None
+        with torch.no_grad():
+            if kind == "rounded" and parameter.ndim > 1:
+                parameter.copy_((parameter * 4).round() / 4)
+            elif kind == "twice" and parameter.ndim > 1:
+                parameter[len(parameter) // 2 :] = parameter[: (len(parameter) + 1) // 2].clone()
+            elif kind == "dead" and chosen is not None and len(parameter) > 1:
+                parameter[chosen] = 0.0
+        if kind == "frozen":
+            parameter.requires_grad = rng.randint(0, 1) == 1
 
 
 def _in_containers(source: str, size: int) -> str:

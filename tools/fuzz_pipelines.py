@@ -152,7 +152,8 @@ class _Smaller:
         outcome, said, found = attempt(program, self.number, _Kept(candidate))
         if outcome != self.outcome or _kind(said) != _kind(self.detail):
             return False
-        self.numbers, self.source, self.code, self.said = candidate, program.source, found.code, said
+        self.numbers, self.source, self.said = candidate, program.source, said
+        self.code = [f"# {Kind.of(self.number)}", *found.code]
         return True
 
     def leave_out_steps(self) -> None:
@@ -281,7 +282,7 @@ def show(number: int) -> int:
     program = write_network(draws.network)
     print(program.source)
     outcome, detail, found = attempt(program, number, draws)
-    print("\n".join(found.code))
+    print("\n".join([f"# {Kind.of(number)}", *found.code]))
     print(json.dumps({"outcome": outcome, "detail": detail, "held": found.held, "refusals": found.refusals}, indent=1))
     return int(outcome != "right")
 

@@ -51,7 +51,10 @@ def set_whole_weight(module: fx.GraphModule, path: str, weight: Tensor, pruned: 
         return
     fills = fills_of(weight, pruned)
     if fills is None:
-        raise InputError(f"{path} was split, which holds one value per filter for what is pruned, and is given several")
+        raise InputError(
+            f"{path} was split by an earlier pruning, and holds one value per filter for all that is pruned; use a "
+            "fill that is one value per filter, or exclude it"
+        )
     fill = module.get_submodule(f"{path}.fill")
     assign(module.get_submodule(f"{path}.sparse"), "weight", difference(weight, pruned, fills))
     assign(fill, "weight", fills.reshape(fill.weight.shape))  # type: ignore[arg-type]
