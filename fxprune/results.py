@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import operator
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 
 from fxprune.capture import Traced, trace
 from fxprune.capture.specs import example_inputs
+from fxprune.deploy.constants import put_constants, read_constants, read_tensors, write_constants
 from fxprune.deploy.files import write_safetensors
 from fxprune.errors import InputError
 from fxprune.passes import PASSES, RemoveLayers
@@ -23,7 +21,7 @@ from fxprune.pipeline import Pass, Pipeline
 from fxprune.planning import Plan
 from fxprune.surgery import cut
 
-PLAN, WEIGHTS, CONSTANTS, REPORT = "plan.json", "model.safetensors", "constants.safetensors", "report.json"
+PLAN, WEIGHTS, REPORT = "plan.json", "model.safetensors", "report.json"
 _CUT, _LAYERS = "prune-channels", "remove-layers"
 _FOR_DEPLOYMENT = ("remove-identity", "fuse-batchnorm")
 """Last passes: the weights are those in front of them."""
@@ -35,19 +33,14 @@ def write_weights(directory: str | Path, module: fx.GraphModule) -> None:
     """Write the weights of a model, and what else its graph computes with.
 
     ``model.safetensors`` is its state_dict. ``constants.safetensors``, which only models have that need it, holds the
-    tensors that are no part of that: buffers that are not persistent, and tensors that are plain attributes. A factory
-    may draw them at random.
+    tensors that are no part of that (:mod:`fxprune.deploy.constants`).
 
     Raises:
         InputError: A file cannot be written.
     """
     folder = Path(directory)
     write_safetensors(folder / WEIGHTS, module)
-    constants = {name: tensor.detach().clone().contiguous() for name, tensor in _constants(module).items()}
-    if constants:
-        write_safetensors(folder / CONSTANTS, constants)
-    else:
-        (folder / CONSTANTS).unlink(missing_ok=True)  # of an earlier run
+    write_constants(folder, module)
 
 
 def load(directory: str | Path, factory: Callable[[], nn.Module], example: Any = None) -> Traced:
@@ -86,7 +79,7 @@ def load(directory: str | Path, factory: Callable[[], nn.Module], example: Any =
         traced = cut(traced, replace(plan, compensate=None))  # only the shapes: what it left behind is in the weights
         traced = _through(traced, steps[last + 1 :], folder, layers)
     _load_weights(traced.module, folder / WEIGHTS)
-    _load_constants(traced.module, folder / CONSTANTS)
+    put_constants(traced.module, read_constants(folder, traced.module))
     return traced
 
 
@@ -138,15 +131,8 @@ def _through(traced: Traced, steps: list[dict[str, Any]], folder: Path, layers: 
     return Pipeline(made, verify=False)(traced).traced if made else traced
 
 
-def _tensors_of(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read as safetensors: {error}") from error
-
-
 def _load_weights(module: nn.Module, path: Path) -> None:
-    found = _tensors_of(path)
+    found = read_tensors(path)
     aliases = _aliases(module)
     for name in found:
         if name not in aliases:
@@ -164,45 +150,6 @@ def _load_weights(module: nn.Module, path: Path) -> None:
     missing = [name for name, tensor in own.items() if id(tensor) not in loaded]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing[:5])}{' and others' if len(missing) > 5 else ''}")
-
-
-def _constants(module: fx.GraphModule) -> dict[str, Tensor]:
-    """Return the tensors that a model computes with and its state_dict does not have, by name."""
-    state = module.state_dict()
-    found = dict(module.named_buffers(remove_duplicate=False))
-    for node in module.graph.find_nodes(op="get_attr"):
-        value = operator.attrgetter(str(node.target))(module)
-        if isinstance(value, Tensor):
-            found[str(node.target)] = value
-    return {name: tensor for name, tensor in found.items() if name not in state}
-
-
-def _load_constants(module: fx.GraphModule, path: Path) -> None:
-    """Put the saved tensors in place of those that the factory made: new ones, since the model may share its own."""
-    own = _constants(module)
-    found = _tensors_of(path) if path.exists() else {}
-    missing = [name for name in own if name not in found]
-    if missing:
-        raise InputError(
-            f"{path} {'lacks' if found else 'is missing, and has to hold'} {', '.join(missing[:5])}"
-            f"{' and others' if len(missing) > 5 else ''}: tensors that the model computes with and its state_dict "
-            "does not have, so that nobody knows whether those of this factory are the same. Write the folder again"
-        )
-    for name, tensor in found.items():
-        if name not in own:
-            raise InputError(f"{path} has {name}, which this model has not; it belongs to another model")
-        old = own[name]
-        if (old.shape, old.dtype) != (tensor.shape, tensor.dtype):
-            raise InputError(
-                f"{path}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, and this model makes it {old.dtype} "
-                f"of {tuple(old.shape)}"
-            )
-        owner_path, _, key = name.rpartition(".")
-        owner = module.get_submodule(owner_path)
-        if key in owner._buffers:
-            owner._buffers[key] = tensor.to(old.device)
-        else:
-            setattr(owner, key, tensor.to(old.device))
 
 
 def _aliases(module: nn.Module) -> set[str]:

@@ -19,13 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 
 from fxprune.capture import Traced, trace
 from fxprune.capture.resolution import at_resolution, fit_weights, side_of
 from fxprune.channels import find_groups
+from fxprune.deploy.constants import (
+    CONSTANTS,
+    constants_of,
+    put_constants,
+    read_constants,
+    read_tensors,
+    unlike,
+    write_constants,
+)
 from fxprune.deploy.files import atomic_write, write_safetensors
 from fxprune.depth import LayerPlan, find_layers
 from fxprune.depth.layers import Level
@@ -73,7 +80,7 @@ class Subject:
             InputError: It cannot be built, or does not run at this size.
             CaptureError: It cannot be captured.
         """
-        state = _tensors(self.weights) if self.weights is not None else None
+        state = read_tensors(self.weights) if self.weights is not None else None
         if side is None:
             return trace(self._built(None, state), self.inputs, dynamic_size=dynamic_size)
         model = functools.partial(self._built, state=state) if self.by_side else self._built(side, state)
@@ -114,7 +121,9 @@ class Network:
         return Network(Pipeline([single])(self.traced).traced, (*self.steps, plan), self.side, width)
 
     def save(self, folder: Path, weights: str = WEIGHTS) -> None:
-        """Write plans and weights, each in one step.
+        """Write plans, weights, and what else the graph computes with (:mod:`fxprune.deploy.constants`).
+
+        Each file is written in one step.
 
         Args:
             folder: Exists.
@@ -126,6 +135,7 @@ class Network:
         plans = [{"kind": _kind(step), "plan": json.loads(step.to_json())} for step in self.steps]
         text = json.dumps({"schema": 1, "side": self.side, "plans": plans}, indent=1)
         atomic_write(folder / PLANS, lambda path: _put(path, text))
+        write_constants(folder, self.traced.module)
         write_safetensors(folder / weights, _state(self.traced.module))
 
 
@@ -142,7 +152,7 @@ def load_network(
         dynamic_size: As for :func:`fxprune.trace`.
 
     Raises:
-        InputError: A file is missing or damaged.
+        InputError: A file is missing or damaged, or the factory makes other constants than it did.
         PlanError: The plans are of another model.
     """
     try:
@@ -150,7 +160,7 @@ def load_network(
         own, plans = saved["side"], [(entry["kind"], json.dumps(entry["plan"])) for entry in saved["plans"]]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"{folder} holds no network of a search that can be read: {error}") from error
-    tensors = _tensors(folder / weights)
+    tensors = read_tensors(folder / weights)
     steps = [(LayerPlan if kind == "layers" else Plan).from_json(text) for kind, text in plans]
     network = rebuild(subject, steps, own if side is None else side, dynamic_size=dynamic_size)
     state = _state(network.traced.module)
@@ -158,8 +168,47 @@ def load_network(
         odd = sorted(set(state) ^ set(tensors))
         raise InputError(f"the weights in {folder} are of another network: {', '.join(odd[:3])}")
     module = network.traced.module
-    fit_weights(module, {**module.state_dict(), **_spread(module, tensors)})
+    fit_weights(module, _spread(module, tensors))
+    _take_constants(network, subject, folder, own)
     return network
+
+
+def _take_constants(network: Network, subject: Subject, folder: Path, own: int | None) -> None:
+    """Hold a factory to the constants that a network was written with, and take these over to the last bit.
+
+    At another size, or with sizes left open, a graph has constants of its own. Then the network is built as it was
+    written, too, and only shows that the factory makes what it made then.
+    """
+    if not constants_of(network.traced.module) and not (folder / CONSTANTS).exists():
+        return
+    as_written = network.side == own and network.traced.another_size is None
+    made = network if as_written else rebuild(subject, network.steps, own)
+    found = read_constants(folder, made.traced.module)
+    _require_same(unlike(found, constants_of(made.traced.module)), f"were written to {folder / CONSTANTS}")
+    if as_written:
+        put_constants(network.traced.module, found)
+
+
+def require_constants(subject: Subject, network: Network) -> None:
+    """Refuse a model whose factory makes other constants whenever it is called: each worker would have another model.
+
+    Raises:
+        InputError: It does; names them.
+    """
+    made = constants_of(network.traced.module)
+    if made:
+        again = rebuild(subject, network.steps, network.side)
+        _require_same(unlike(constants_of(again.traced.module), made), "were made just before")
+
+
+def _require_same(others: list[str], before: str) -> None:
+    if others:
+        raise InputError(
+            f"the factory makes other values of {', '.join(others[:3])}{' and others' if len(others) > 3 else ''} than "
+            f"{before}: tensors that the model computes with and its state_dict does not have. A search builds its "
+            "model anew for every trial, so that they have to be the same each time. Draw them with a seed of their "
+            "own, or register them as persistent buffers and search with weights that hold them"
+        )
 
 
 def rebuild(
@@ -177,13 +226,6 @@ def rebuild(
     return network
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read as safetensors: {error}") from error
-
-
 def _kind(step: Step) -> str:
     return "layers" if isinstance(step, LayerPlan) else "channels"
 
@@ -193,22 +235,21 @@ def _put(path: Path, text: str) -> None:
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers under their first names; safetensors holds no tensor twice."""
-    named = (*module.named_parameters(), *module.named_buffers())
-    return {name: tensor.detach().contiguous() for name, tensor in named}
+    """Return the state_dict with each tensor under its first name; safetensors holds no tensor twice."""
+    state = module.state_dict(keep_vars=True)
+    first = _first_names(state)
+    return {name: tensor.detach().contiguous() for name, tensor in state.items() if first[id(tensor)] == name}
 
 
 def _spread(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Give every name of a shared tensor its value."""
-    first = {id(tensor): name for name, tensor in _live(module, duplicates=False)}
-    return {name: tensors[first[id(tensor)]] for name, tensor in _live(module, duplicates=True) if id(tensor) in first}
+    state = module.state_dict(keep_vars=True)
+    first = _first_names(state)
+    return {name: tensors[first[id(tensor)]] for name, tensor in state.items()}
 
 
-def _live(module: nn.Module, *, duplicates: bool) -> list[tuple[str, Tensor]]:
-    return [
-        *module.named_parameters(remove_duplicate=not duplicates),
-        *module.named_buffers(remove_duplicate=not duplicates),
-    ]
+def _first_names(state: dict[str, Tensor]) -> dict[int, str]:
+    return {id(tensor): name for name, tensor in reversed(state.items())}
 
 
 def _found(spec: str) -> Any:

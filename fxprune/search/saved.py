@@ -25,7 +25,8 @@ def load(
 
     Args:
         directory: What ``--out`` named.
-        factory: Builds the dense model; its weights do not matter.
+        factory: Builds the dense model; its weights do not matter, but it has to make the same constants: tensors that
+            the model computes with and its state_dict does not have.
         example: Example inputs at the whole resolution, as :func:`fxprune.trace` takes them. None takes those that
             ``report.json`` has.
         by_side: Whether the factory is called with the side of the images in pixels, as with ``--side-arg``.

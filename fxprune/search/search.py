@@ -28,7 +28,7 @@ from fxprune.search.candidates import Built, Candidates
 from fxprune.search.executors import Event, Executor
 from fxprune.search.fitting import Fitted, Measured, Request, fit
 from fxprune.search.meters import Macs, Meter, Milliseconds
-from fxprune.search.network import Network, Subject, load_network, rebuild
+from fxprune.search.network import Network, Subject, load_network, rebuild, require_constants
 from fxprune.search.predictor import Point
 from fxprune.search.pruning import PruneAndTrain, TrainAndEvaluate, described
 from fxprune.search.run import run_trials
@@ -105,6 +105,7 @@ def search(  # noqa: PLR0913 - the parts of a search, each with a default behind
     say = on_phase or _quiet
     say("look for what can be removed", ())
     dense = rebuild(subject, (), _side(subject, asked))
+    require_constants(subject, dense)
     require_whole(dense.traced, "A search over depth, width and resolution", "prune it by fxprune optimize instead")
     least = asked.explore or asked.budget
     space = find_space(subject, dense, least, dimensions=asked.dimensions, points=asked.points, choices=asked.choices)

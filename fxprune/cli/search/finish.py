@@ -45,7 +45,7 @@ def finish(job: Job, found: SearchResult, folder: Path, start: float) -> dict[st
             assert found.chosen.trial is not None  # a search without a trained network ends with an error
             network = load_network(job.subject, file_of(job, found.chosen.trial), dynamic_size=True)
         final = Pipeline([RemoveIdentity(), FuseBatchNorm()])(network.traced).traced
-    network.save(folder, FINAL_WEIGHTS)
+    found.network.save(folder, FINAL_WEIGHTS)  # not that with open sizes: its constants may be others
     report = build_report(job, found, dense, network)
     if job.data is not None:
         with stages.step("test", "measure accuracy on the test set"):
