@@ -1,6 +1,16 @@
 """How labels flow through each operation: one table, filled by the modules of this package."""
 
-from fxprune.channels.rules import layers, move, positions, recurrent, same, spectrum, statistics
+from fxprune.channels.rules import (
+    convolutions,
+    layers,
+    move,
+    positions,
+    products,
+    recurrent,
+    same,
+    spectrum,
+    statistics,
+)
 from fxprune.channels.rules.table import RULES, Entry, Flow, Held, key_of, rule
 
 __all__ = [
@@ -8,10 +18,12 @@ __all__ = [
     "Entry",
     "Flow",
     "Held",
+    "convolutions",
     "key_of",
     "layers",
     "move",
     "positions",
+    "products",
     "recurrent",
     "rule",
     "same",
