@@ -7,17 +7,8 @@ from dataclasses import dataclass, field
 
 from fxprune.errors import InputError
 from fxprune.search.meters import Measuring
-from fxprune.search.optimum import (
-    Bounds,
-    Choice,
-    PowerLaw,
-    Sample,
-    Stability,
-    fit_power_law,
-    maximise,
-    sampled_bounds,
-    stability,
-)
+from fxprune.search.optimum import Bounds, Choice, Stability, maximise, sampled_bounds, stability
+from fxprune.search.power_law import PowerLaw, Sample, fit_power_law
 from fxprune.search.predictor import (
     DIMENSIONS,
     Point,

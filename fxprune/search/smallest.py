@@ -11,7 +11,8 @@ from fxprune.search import decision
 from fxprune.search.fitting import Request
 from fxprune.search.meters import Macs, Milliseconds
 from fxprune.search.network import Network, Subject, depth_of, rebuild, width_of
-from fxprune.search.optimum import Sample, rounded_up
+from fxprune.search.optimum import rounded_up
+from fxprune.search.power_law import Sample
 from fxprune.search.pruning import Choices, described
 from fxprune.search.space import NARROWEST, Space
 from fxprune.search.trials import digest

@@ -8,16 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fxprune.errors import BudgetError, InputError
-from fxprune.search.optimum import (
-    Choice,
-    PowerLaw,
-    Sample,
-    buildable,
-    fit_power_law,
-    maximise,
-    sampled_bounds,
-    stability,
-)
+from fxprune.search.optimum import Choice, buildable, maximise, sampled_bounds, stability
+from fxprune.search.power_law import PowerLaw, Sample, fit_power_law
 from fxprune.search.predictor import Point, Specialised, fit_specialised
 
 BOUNDS = ((0.3, 1.0), (0.3, 1.0), (0.3, 1.0))
