@@ -27,7 +27,8 @@ import torch
 import fxprune
 from fxprune.deploy.files import atomic_write
 from fxprune.deploy.latency_budget import served, takes_files
-from fxprune.deploy.probe import layer_shapes, probe
+from fxprune.deploy.layer_shapes import layer_shapes
+from fxprune.deploy.probe import probe
 from fxprune.deploy.runtimes import RUNTIMES, get_runtime
 from tools._zoo_models import build, make_inputs
 

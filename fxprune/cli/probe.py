@@ -23,8 +23,9 @@ def show_probes(  # noqa: PLR0913 - the options of the command
     seed: int,
 ) -> None:
     """Time the layers of a model one by one and print what was found."""
+    from fxprune.deploy.layer_shapes import layer_shapes
     from fxprune.deploy.machine import machine
-    from fxprune.deploy.probe import cache_file, layer_shapes, probe
+    from fxprune.deploy.probe import cache_file, probe
     from fxprune.graph_tools import place_of
 
     stages = Stages()

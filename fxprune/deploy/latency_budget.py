@@ -14,8 +14,9 @@ from fxprune.capture.regions import require_whole
 from fxprune.channels import Groups, find_groups
 from fxprune.deploy.interleave import Settings
 from fxprune.deploy.latency import Latency, compare_latency
+from fxprune.deploy.layer_shapes import layer_shapes
 from fxprune.deploy.onnx import export_onnx
-from fxprune.deploy.probe import known_step, layer_shapes, probe
+from fxprune.deploy.probe import known_step, probe
 from fxprune.deploy.runtimes import DEFAULT_RUNTIME, Model, get_runtime
 from fxprune.deploy.runtimes.torch_runtime import TorchRuntime
 from fxprune.errors import BudgetError, EnvironmentProblem, InputError

@@ -14,18 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.deploy.probe import (
-    STEPS,
-    LayerShape,
-    default_cache,
-    find_step,
-    fit_layer,
-    kernel_seconds,
-    layer_shapes,
-    probe,
-    staircase,
-    widths_to_probe,
-)
+from fxprune.deploy.kernel_seconds import kernel_seconds
+from fxprune.deploy.layer_shapes import LayerShape, layer_shapes
+from fxprune.deploy.probe import STEPS, default_cache, find_step, fit_layer, probe, staircase, widths_to_probe
 from fxprune.deploy.runtimes.ort import cpu_session
 
 CONV = LayerShape("conv", 64, 32, 1, (3, 3), (2, 2), (1, 1), (1, 1), (1, 14, 14))
