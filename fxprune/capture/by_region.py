@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.program import reason_of
+from fxprune.capture.no_graph import reason_of
 from fxprune.capture.propagate import KEY, propagate
 from fxprune.capture.recording import Inputs, Recording, record
 from fxprune.capture.regions import Call, Regions

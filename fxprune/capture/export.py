@@ -13,7 +13,8 @@ from fxprune.capture.accepted import accepted, check_samples
 from fxprune.capture.agreement import difference, is_random
 from fxprune.capture.by_region import capture_regions
 from fxprune.capture.modules import location_of
-from fxprune.capture.program import as_layers, at_least_two, export_program, normalised, open_shapes, quiet_eval
+from fxprune.capture.normal_form import as_layers, normalised
+from fxprune.capture.program import at_least_two, export_program, open_shapes, quiet_eval
 from fxprune.capture.propagate import KEY, flat_inputs, propagate
 from fxprune.capture.scaled import sizes_from_symbols
 from fxprune.capture.traced import Traced

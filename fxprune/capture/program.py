@@ -1,13 +1,11 @@
-"""An exported program of a module: the ladder that leads to one, its normal form, and why there is none."""
+"""An exported program of a module: the inputs that it is exported with, and the ladder that leads to it."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
 import io
-import re
 import sys
-import traceback
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -16,27 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.functionalize import (
-    functionalize,
-    leave_out_state,
-    notes_of_written_inputs,
-    restore_vocabulary,
-    spell_constants,
-    spell_copies,
-    writes_through_views,
-)
-from fxprune.capture.inline import casts, inline_wrappers
-from fxprune.capture.lift import Lifter, module_path
-from fxprune.capture.modules import location_of
-from fxprune.capture.untouched import Warmed, apart, copied, running, warm
-from fxprune.errors import CaptureError, FxPruneError, InputError
-
-_NOISE = {
-    torch.ops.aten._assert_tensor_metadata.default,
-    torch.ops.aten._assert_scalar.default,
-    torch.ops.aten.sym_constrain_range_for_size.default,
-}
-
+from fxprune.capture.no_graph import explain, first_line
+from fxprune.capture.untouched import Warmed, apart, warm
 
 # ---------------------------------------------------------------- inputs
 
@@ -128,18 +107,18 @@ def export_program(
         try:
             program = _export(model, args, kwargs, None)
             if problem is not None:
-                notes.append(f"the batch is static at {_batch_of(args, kwargs)}: {_first_line(problem)}")
+                notes.append(f"the batch is static at {_batch_of(args, kwargs)}: {first_line(problem)}")
             return program, None, before
         except Exception as error:
             problem = error
     try:
         program = _export(fx.symbolic_trace(model), args, kwargs, None)
         notes.append(
-            f"captured through torch.fx.symbolic_trace with a static batch: torch.export says {_first_line(problem)}"
+            f"captured through torch.fx.symbolic_trace with a static batch: torch.export says {first_line(problem)}"
         )
         return program, None, before
     except Exception:
-        raise _explain(model, args, kwargs, problem) from problem
+        raise explain(model, args, kwargs, problem) from problem
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> Any:
@@ -183,11 +162,6 @@ def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         )
     except (TypeError, ValueError):  # no signature, or one that does not fit: the model says more when it runs
         return shapes
-
-
-def reason_of(error: FxPruneError) -> str:
-    """Return why a module has no graph: what torch said and the line, or else what the refusal says."""
-    return error.why if isinstance(error, _NoGraph) else _first_line(error)
 
 
 def _depends_on_values(problem: Exception | None) -> bool:
@@ -236,141 +210,3 @@ def _batch_is_symbolic(program: Any) -> bool:
 def is_open(size: Any) -> bool:
     """Whether a size in an exported program may vary; one that the model's code fixed may still be a symbol's value."""
     return isinstance(size, torch.SymInt) and not size.node.expr.is_number
-
-
-def _first_line(error: BaseException | None) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
-
-
-def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], problem: Exception | None) -> Exception:
-    """Tell a model that does not run at all from one that runs and cannot be captured."""
-    name = f"{type(model).__name__} ({location_of(type(model))})"
-    shapes = ", ".join(
-        f"{tuple(x.shape)} {x.dtype}" for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)
-    )
-    try:
-        with running(model):
-            given = pytree.tree_map(copied, (args, kwargs))
-            model(*given[0], **given[1])
-    except Exception as error:
-        return InputError(
-            f"{name} does not run on inputs {shapes}: {_first_line(error)}{_at(error)}; {_remedy(model, args, kwargs)}"
-        )
-    return _NoGraph(name, f"{_first_line(problem)}{_at(problem)}")
-
-
-def _remedy(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """Say what inputs to give; where they are on another device than the model, which."""
-    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    theirs = sorted({str(leaf.device) for leaf in leaves})
-    own = sorted({str(tensor.device) for tensor in [*model.parameters(), *model.buffers()]})
-    if own and theirs and own != theirs:
-        return f"the model is on {', '.join(own)} and its inputs on {', '.join(theirs)}: bring both to one device"
-    return "give inputs of the shape and dtype it was made for"
-
-
-class _NoGraph(CaptureError):
-    """A model runs, and torch has no program of it."""
-
-    def __init__(self, name: str, why: str) -> None:
-        self.why = why
-        super().__init__(
-            f"{name} runs but cannot be captured as one graph: {why}; make that line free of decisions that depend on "
-            "the values of tensors, or capture the sub-module without it"
-        )
-
-
-def _at(error: BaseException | None) -> str:
-    """Return ``, at file:line``, the innermost place outside torch that an error passed through, or "" for none."""
-    chain = error
-    while chain is not None:
-        place = innermost(traceback.extract_tb(chain.__traceback__))
-        if place:
-            return f", at {place}"
-        chain = chain.__cause__ or chain.__context__
-    found = re.search(r'File "([^"]+)", line (\d+)', str(error))
-    return f", at {found[1]}:{found[2]}" if found else ""
-
-
-def innermost(frames: traceback.StackSummary) -> str:
-    """Return ``file:line: code`` of the innermost frame outside torch and this library, "" if there is none."""
-    inside = ("/torch/", "/fxprune/", "<")  # "<string>" is code made while it runs: no place that one can look at
-    outside = [f for f in frames if not any(part in f.filename for part in inside)]
-    return f"{outside[-1].filename}:{outside[-1].lineno}: {outside[-1].line}" if outside else ""
-
-
-# ---------------------------------------------------------------- the normal form
-
-
-@contextlib.contextmanager
-def _rewriting(model: nn.Module) -> Iterator[None]:
-    try:
-        yield
-    except FxPruneError:
-        raise
-    except Exception as error:  # torch raises many kinds on what it exports but cannot take apart
-        raise CaptureError(
-            f"{type(model).__name__} ({location_of(type(model))}) can be exported, but not rewritten as calls of its "
-            f"layers: {_first_line(error)}; capture its sub-modules one by one to find the one that does this"
-        ) from error
-
-
-def normalised(program: Any, model: nn.Module) -> tuple[fx.GraphModule, list[str]]:
-    """Return the program's graph with nothing in place, nothing wrapped and no state; and notes of what that took.
-
-    Every node knows the module that it came from (``meta["path"]``) and its line (``meta["source"]``).
-
-    Raises:
-        CaptureError: There is no such graph.
-    """
-    with _rewriting(model):
-        module, notes = _functional_module(program)
-        graph = module.graph
-        for node in list(graph.nodes):
-            noise = node.target in _NOISE or (node.op == "call_module" and str(node.target).startswith("_guards_fn"))
-            if noise and not node.users:
-                graph.erase_node(node)
-        inline_wrappers(module)
-        for node in graph.nodes:
-            node.meta["path"] = module_path(node)
-            node.meta["source"] = _source_of(node)
-        notes += [*leave_out_state(graph), *notes_of_written_inputs(graph)]
-        functionalize(graph)
-        spell_copies(graph)
-    return module, notes
-
-
-def as_layers(model: nn.Module, module: fx.GraphModule) -> fx.GraphModule:
-    """Return a normal form of the model's graph, which is used up, as calls of the model's layers.
-
-    Raises:
-        CaptureError: It holds parts of the model that it chooses or repeats while it runs.
-    """
-    with _rewriting(model):
-        lifted = Lifter(model, module).run(type(model).__name__)
-        for node in lifted.graph.nodes:
-            kept = ("path", "source", "val", "nn_module_stack")
-            node.meta = {key: node.meta[key] for key in kept if key in node.meta}
-        lifted.graph.lint()
-        lifted.recompile()
-    return lifted
-
-
-def _functional_module(program: Any) -> tuple[fx.GraphModule, list[str]]:
-    module = program.module(check_guards=False)
-    spell_constants(module.graph)
-    autocast = casts(module)
-    if not autocast and not writes_through_views(module.graph):
-        return module, []
-    module = program.run_decompositions({}).module(check_guards=False)
-    restore_vocabulary(module.graph)
-    what = "the model computes under autocast" if autocast else "the model writes through views"
-    return module, [f"{what}: made functional by torch, which drops dropout layers from the graph"]
-
-
-def _source_of(node: fx.Node) -> str:
-    """Return ``file:line: code`` of the model's line that made this node."""
-    stack = node.meta.get("stack_trace") or ""
-    found = re.findall(r'File "([^"]+)", line (\d+), in \S+\s*\n?\s*([^\n]*)', stack)
-    return f"{found[-1][0]}:{found[-1][1]}: {found[-1][2].strip()}" if found else ""

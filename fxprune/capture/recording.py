@@ -14,7 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.capture.program import innermost
+from fxprune.capture.no_graph import innermost
 from fxprune.capture.untouched import copied, memory_of, running
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]

@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.accepted import packed
 from fxprune.capture.agreement import difference
-from fxprune.capture.program import as_layers, at_least_two, export_program, in_order, is_open, normalised
+from fxprune.capture.normal_form import as_layers, normalised
+from fxprune.capture.program import at_least_two, export_program, in_order, is_open
 from fxprune.capture.propagate import propagate
 from fxprune.capture.recording import Inputs, Observed, set_random_state
 from fxprune.capture.regions import first_size

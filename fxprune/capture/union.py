@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxprune.capture.program import as_layers
+from fxprune.capture.normal_form import as_layers
 
 NodeMap = dict[fx.Node, fx.Node]
 
