@@ -29,7 +29,7 @@ from fxprune.linear.basis import Block, inside_a_basis, whole_blocks
 from fxprune.linear.basis_budget import RANKINGS, Ranking, VectorChoice, choose_vectors
 from fxprune.linear.blocks import inside_a_block
 from fxprune.training.evaluate import Task, split_batch
-from fxprune.training.objectives import Objective
+from fxprune.training.objectives import Objective, check_same_options
 
 Kind = Literal["square", "abs"]
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -257,14 +257,29 @@ class BasisScaling(Objective):
 
     def state_dict(self) -> dict[str, Any]:
         """Return importances, steps, and what was dropped."""
-        return {"scores": dict(self.scores), "steps": self.steps, "dropped": self.dropped}
+        return {"options": self._options(), "scores": dict(self.scores), "steps": self.steps, "dropped": self.dropped}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Take back what :meth:`state_dict` gave.
+
+        Raises:
+            InputError: The training began with other options.
+        """
+        check_same_options(self._options(), state.get("options"))
         for path, block in self.blocks.items():
             self.scores[path] = state["scores"][path].to(_scales(block).device)
         self.steps, self.dropped = state["steps"], state["dropped"]
         self._mask()
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "budget": dict(self.budget),
+            "start": self.start,
+            "drop_at": self.drop_at,
+            "kind": self.kind,
+            "ranking": self.ranking,
+            "trained": sorted(self.trained),
+        }
 
 
 # ---------------------------------------------------------------- what is trained

@@ -33,7 +33,7 @@ def save_checkpoint(path: Path, tree: Mapping[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     skeleton = _pack(tree, "", tensors)
     stored = _apart(tensors)
-    text = json.dumps({"schema": SCHEMA, "crc": _checksum(stored), "tree": skeleton})
+    text = json.dumps({"schema": SCHEMA, "crc": checksum(stored), "tree": skeleton})
     write_safetensors(path, stored, {_KEY: text})
 
 
@@ -52,7 +52,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         values = json.loads(text)
         if values["schema"] != SCHEMA:
             raise ValueError(f"it has schema {values['schema']}, and this version of fxprune reads {SCHEMA}")
-        if values["crc"] != _checksum(tensors):
+        if values["crc"] != checksum(tensors):
             raise ValueError("its checksum is wrong")
         tree: dict[str, Any] = _unpack(values["tree"], tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
@@ -135,7 +135,8 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _checksum(tensors: dict[str, Tensor]) -> int:
+def checksum(tensors: Mapping[str, Tensor]) -> int:
+    """Return a number that tells tensors on the CPU from others, by names and bits."""
     total = 0
     for name in sorted(tensors):
         content = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -130,11 +130,13 @@ def labels_of(images: Dataset[Any]) -> npt.NDArray[np.int64]:
 
 def _listed(images: Any) -> Any:
     """Return the labels that a set has in one place, or None."""
-    if isinstance(images, TensorDataset):
-        labels = images.tensors[1] if len(images.tensors) == 2 else None
-        is_list = labels is not None and labels.ndim == 1 and not labels.is_floating_point() and not labels.is_complex()
-        return labels.cpu() if is_list else None
-    return next((found for name in _LISTS if (found := getattr(images, name, None)) is not None), None)
+    for name in _LISTS:
+        if (found := getattr(images, name, None)) is not None:
+            return found
+    if not isinstance(images, TensorDataset) or len(images.tensors) != 2 or images.tensors[1].ndim != 1:
+        return None
+    labels = images.tensors[1]
+    return None if labels.is_floating_point() or labels.is_complex() else labels.cpu()
 
 
 def check_classes(images: Dataset[Any]) -> None:

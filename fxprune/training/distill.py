@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import InputError
+from fxprune.graph_tools import memory_of
 from fxprune.planning import Plan
+from fxprune.training.checkpoint import checksum
 from fxprune.training.features import Recorder, logits_of
 from fxprune.training.losses import FeatureMatching, SimilarityPreserving, SoftTargets
-from fxprune.training.objectives import Objective
+from fxprune.training.objectives import Objective, check_same_options
 from fxprune.training.pairs import channel_dim, channels_of, find_pairs, kept_channels
 
 
@@ -138,12 +141,33 @@ class Distillation(Objective):
         return self.matching.parameters()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the learned maps."""
-        return {"matching": self.matching.state_dict()}
+        """Return the options, a checksum of the teacher, and the learned maps."""
+        return {"options": self._options(), "matching": self.matching.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back the learned maps."""
+        """Take back the learned maps.
+
+        Raises:
+            InputError: The training began with other options or another teacher.
+        """
+        check_same_options(self._options(), state.get("options"))
         self.matching.load_state_dict(state["matching"])
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "layers": [list(pair) for pair in self.pairs],
+            "gamma": self.gamma,
+            "logits": self.logits,
+            "features": self.features,
+            "temperature": self.soft_targets.temperature,
+            "teacher": self._checksum,
+        }
+
+    @functools.cached_property
+    def _checksum(self) -> int:
+        """A number that tells one teacher from another; it does not change while a student learns."""
+        named = (*self._teacher.named_parameters(), *self._teacher.named_buffers())
+        return checksum({name: value.detach().cpu() for name, value in named})
 
     def finish(self) -> None:
         """Close."""
@@ -187,8 +211,9 @@ def _inner(model: nn.Module, whose: str) -> nn.Module:
 
 
 def _check_apart(student: nn.Module, teacher: nn.Module) -> None:
-    ours = {id(tensor) for tensor in (*student.parameters(), *student.buffers())}
-    shared = [name for name, value in (*teacher.named_parameters(), *teacher.named_buffers()) if id(value) in ours]
+    ours = {memory_of(tensor) for tensor in (*student.parameters(), *student.buffers())}
+    named = (*teacher.named_parameters(), *teacher.named_buffers())
+    shared = [name for name, value in named if memory_of(value) in ours]
     if shared or student is teacher:
         raise InputError(
             f"student and teacher share {shared[0] if shared else 'everything'}, so that the teacher would change "

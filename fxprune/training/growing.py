@@ -22,7 +22,7 @@ from fxprune.errors import InputError, TrainingError
 from fxprune.planning import Plan
 from fxprune.planning.cost_model import build_cost_model
 from fxprune.training.filters import Ratios, Selection, rebuild, removal_error, select_filters, silence
-from fxprune.training.objectives import Objective
+from fxprune.training.objectives import Objective, check_same_options
 
 _EXACT = 1e-9
 
@@ -142,12 +142,7 @@ class PlainL1(Objective):
         Raises:
             InputError: It was chosen by other options.
         """
-        for key, value in self.options.items():
-            if state["options"].get(key) != value:
-                raise InputError(
-                    f"this training began with {key}={state['options'].get(key)!r}, and goes on with {value!r}; give "
-                    "the options that it began with, or start again"
-                )
+        check_same_options(self.options, state["options"])
         if state["classes"] != list(self.selection.classes):  # begun on weights that were trained already
             self.selection = rebuild(self.traced, self.groups, state["classes"], self.selection.notes)
 

@@ -20,7 +20,7 @@ from fxprune.errors import InputError
 from fxprune.graph_tools import tensor_uses
 from fxprune.linear.shares import Amounts, shares_of
 from fxprune.linear.sparsity import NEAR_ZERO, note_masks
-from fxprune.training.objectives import Objective
+from fxprune.training.objectives import Objective, check_same_options
 from fxprune.training.spheres import norms_of, retract, to_plain, to_sphere, unit
 
 
@@ -127,6 +127,8 @@ class Hyperspherical(Objective):
         sphere: Whether layers become hyperspherical. Without (for comparison) the penalty is on weights as they are,
             divided by the mean norm of their layer's filters when training began.
 
+    Layers whose weight is not trained are left as they are; ``skipped`` says so.
+
     Raises:
         InputError: An option is out of range, a pattern matches no layer, or no layer has weights to prune.
     """
@@ -156,6 +158,9 @@ class Hyperspherical(Objective):
         self.steps: int | None = None
         chosen = shares_of(type(self).__name__, traced.module, amount, exclude)
         self.shares, self.skipped = chosen.shares, chosen.skipped
+        for path in [path for path in self.shares if not self._layer(path).weight.requires_grad]:
+            del self.shares[path]
+            self.skipped[path] = "its weight is not trained (requires_grad is False), so nothing drives it to zero"
         if not self.shares:
             raise InputError(
                 "no layer has weights to drive to zero: "
@@ -164,9 +169,9 @@ class Hyperspherical(Objective):
         self.near: dict[str, Tensor] = {}  # once it is frozen
         self.sizes: dict[str, float] = {}
         uses = tensor_uses(traced.module)
-        for path, node in chosen.nodes.items():
+        for path in self.shares:
             if sphere:
-                to_sphere(traced.module, node, uses)
+                to_sphere(traced.module, chosen.nodes[path], uses)
             else:
                 self.sizes[path] = float(norms_of(self._layer(path).weight.detach().double()).mean()) or 1.0
         if steps is not None:
@@ -239,12 +244,7 @@ class Hyperspherical(Objective):
         Raises:
             InputError: The training began with other options.
         """
-        for key, value in self._options().items():
-            if state["options"].get(key) != value:
-                raise InputError(
-                    f"this training began with {key}={state['options'].get(key)!r}, and goes on with {value!r}; give "
-                    "the options that it began with, or start again"
-                )
+        check_same_options(self._options(), state["options"])
         self.iteration = int(state["iteration"])
         self.near = {path: each.to(self._layer(path).weight.device) for path, each in state["near"].items()}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from fxprune.capture import Traced
 from fxprune.errors import InputError
 from fxprune.linear.sparsity import CHANGED, fills_of, pruned_of
 from fxprune.linear.split import split_paths
-from fxprune.training.objectives import Objective
+from fxprune.training.objectives import Objective, check_same_options
 
 
 class KeepPruned(Objective):
@@ -64,6 +66,21 @@ class KeepPruned(Objective):
         """Make them equal in what is handed over too; return the capture around the trained module."""
         self.after_step()
         return self.traced
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which entries are pruned, as a checksum for each layer."""
+        return {"options": self._options()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave.
+
+        Raises:
+            InputError: The training began with other weights pruned.
+        """
+        check_same_options(self._options(), state.get("options"))
+
+    def _options(self) -> dict[str, Any]:
+        return {f"pruned[{path}]": zlib.crc32(mask.cpu().numpy().tobytes()) for path, mask in self.masks.items()}
 
     def _level(self, path: str, values: Tensor) -> None:
         with torch.no_grad():

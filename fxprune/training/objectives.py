@@ -25,6 +25,8 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
 
+from fxprune.errors import InputError
+
 
 @runtime_checkable
 class ObjectiveLike(Protocol):
@@ -45,6 +47,26 @@ class ObjectiveLike(Protocol):
     def finish(self) -> Any:
         """Do what is due when training is over, leave the model as it should be used, and return the result, if any."""
         ...
+
+
+def check_same_options(now: Mapping[str, Any], then: Mapping[str, Any] | None) -> None:
+    """Refuse to go on with a training that began with other options.
+
+    Args:
+        now: Of the objective, as plain data.
+        then: What its state holds of them; None where it is older than they are.
+
+    Raises:
+        InputError: One of them differs.
+    """
+    if then is None:
+        return
+    for key, value in now.items():
+        if then.get(key) != value:
+            raise InputError(
+                f"this training began with {key}={then.get(key)!r}, and goes on with {value!r}; give the options that "
+                "it began with, or start again"
+            )
 
 
 class Objective:

@@ -299,3 +299,12 @@ def test_distillation_beside_it_changes_nothing_of_it() -> None:
     student = network().module
     with Distillation(student, teacher, layers="last"):
         assert len(basis_scales(student)) == 3
+
+
+def test_a_state_is_of_its_options() -> None:
+    state = BasisScaling(network(), params=0.5).state_dict()
+    BasisScaling(network(), params=0.5).load_state_dict(state)
+    options: list[dict[str, Any]] = [{"params": 0.4}, {"macs": 0.5}, {"params": 0.5, "ranking": "layer"}]
+    for other in [*options, {"params": 0.5, "head": ()}]:
+        with pytest.raises(InputError, match="this training began with"):
+            BasisScaling(network(), **other).load_state_dict(state)

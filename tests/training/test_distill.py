@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -220,6 +221,10 @@ def test_a_layer_that_does_not_run_is_named() -> None:
 def test_shared_parameters_and_bad_weights_are_refused(pruned: Pruned) -> None:
     with pytest.raises(InputError, match="share"):
         Distillation(pruned.teacher, pruned.teacher, layers="last")
+    alias = copy.deepcopy(pruned.teacher)
+    alias.get_parameter("conv1.weight").data = pruned.teacher.get_parameter("conv1.weight").data
+    with pytest.raises(InputError, match=r"share conv1\.weight"):
+        Distillation(alias, pruned.teacher, layers="last")
     with pytest.raises(InputError, match="gamma=-1"):
         Distillation(pruned.student, pruned.teacher, layers="last", gamma=-1)
     with pytest.raises(InputError, match="all weights"):
@@ -241,3 +246,20 @@ def test_layers_that_were_decomposed_or_split_are_compared_where_they_end(pruned
     assert Distillation(split, pruned.teacher, layers="last").pairs == [("conv1", "conv1")]
     with pytest.raises(InputError, match=r"'conv2' names no layer that student and teacher share; .* are conv1, bn1"):
         Distillation(split, pruned.teacher, layers=["conv2"])
+
+
+def test_a_state_is_of_its_options_and_its_teacher(pruned: Pruned) -> None:
+    def begin(teacher: nn.Module = pruned.teacher, **options: Any) -> Distillation:
+        return Distillation(pruned.student, teacher, **{"layers": "last", "gamma": 10, "logits": 1.0, **options})
+
+    state = begin().state_dict()
+    begin().load_state_dict(state)
+    begin().load_state_dict({"matching": state["matching"]})  # older than options in states
+    for change, words in (
+        ({"gamma": 20}, "gamma=10, and goes on with 20"),
+        ({"layers": ["conv1"]}, "layers"),
+        ({"temperature": 2.0}, "temperature"),
+        ({"teacher": Convnet()}, "teacher"),
+    ):
+        with pytest.raises(InputError, match=f"this training began with {words}"):
+            begin(**change).load_state_dict(state)  # type: ignore[arg-type]

@@ -327,3 +327,15 @@ def test_digits_pruned_without_retraining() -> None:
     for form in ("dense", "cheap"):
         prune, calibrate = PruneWeights(criterion="trained", form=form), CalibrateBatchNorm([images[:512]])  # type: ignore[arg-type]
         assert accuracy(trained, prune, calibrate, FuseBatchNorm()) > whole - 0.02
+
+
+def test_layers_that_are_not_trained_stay_as_they_are() -> None:
+    traced = _traced()
+    weight = traced.module.get_parameter("conv2.weight").requires_grad_(False)
+    before = weight.detach().clone()
+    sphere = Hyperspherical.begin(traced, 0.5, steps=10)
+    assert "conv2" not in sphere.shares
+    assert sphere.skipped["conv2"].startswith("its weight is not trained")
+    assert torch.equal(weight, before)
+    with pytest.raises(InputError, match=r"no layer has weights to drive to zero: .*conv2: its weight is not trained"):
+        Hyperspherical.begin(traced, {"conv2": 0.5}, steps=10)

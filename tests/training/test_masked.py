@@ -111,3 +111,12 @@ def test_there_must_be_something_that_is_pruned() -> None:
     traced.module.get_parameter("conv2.weight").data.normal_()
     with pytest.raises(InputError, match="conv2 hold several values"):
         KeepPruned(traced)
+
+
+def test_a_state_is_of_what_is_pruned() -> None:
+    state = KeepPruned(_pruned()).state_dict()
+    KeepPruned(_pruned()).load_state_dict(state)
+    KeepPruned(_pruned()).load_state_dict({})  # older than options in states
+    other = PruneWeights(0.5)(trace(Convnet().eval(), torch.randn(2, 3, 8, 8))).traced
+    with pytest.raises(InputError, match="this training began with pruned"):
+        KeepPruned(other).load_state_dict(state)
