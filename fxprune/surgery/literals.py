@@ -233,7 +233,7 @@ def repeat(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
 def roll(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
     """Turn by as many indices as are left of those that turn over the end."""
     source: Any = old.args[0]
-    shifts, dims = argument(old, 1, "shifts"), argument(old, 2, "dims", [])
+    shifts, dims = argument(new, 1, "shifts"), argument(new, 2, "dims", [])
     if not dims:  # across all dimensions, of which none is cut
         return
     result = []
@@ -241,7 +241,8 @@ def roll(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
         axis = rewriter.kept.axes(source)[d]
         size = _shape(source)[d]
         # what turns over the end is what is left of the last indices, as many as were turned by
-        result.append(shift if axis is None else int(rewriter.kept.mask(axis)[size - shift % size :].sum()))
+        fixed = axis is None or isinstance(shift, fx.Node)  # by a size of the input: the rule freezes what that turns
+        result.append(shift if fixed else int(rewriter.kept.mask(axis)[size - shift % size :].sum()))
     rewriter.set(new, 1, "shifts", result)
 
 

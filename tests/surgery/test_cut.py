@@ -487,3 +487,35 @@ def test_complex_weights_are_compared_in_double_precision() -> None:
     removed = choose(groups, 0)
     assert removed
     assert verify_cut(traced, cut(traced, removed, groups), removed, groups).max_relative_error <= TOLERANCE
+
+
+class Placed(nn.Module):
+    """Moves what a layer computes by an operation that is given, between that layer and the next."""
+
+    def __init__(self, move: Callable[[Tensor, Tensor], Tensor], width: int = 6) -> None:
+        super().__init__()
+        self.move = move
+        self.stem, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(width, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.move(self.stem(x), x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("move", "width", "units"),
+    [
+        (lambda y, x: y.roll(x.shape[2] // 2, 2), 6, 6),
+        (lambda y, x: y.roll(x.shape[0], 1), 6, 0),
+        (lambda y, x: y.narrow(1, x.shape[0], 3), 3, 0),
+        (lambda y, x: y.narrow(1, -2, 2), 2, 0),
+        (lambda y, x: y.narrow(2, 0, x.shape[2] // 2), 6, 6),
+    ],
+    ids=["roll of rows", "roll of channels", "narrow of channels", "narrow from the end", "narrow of rows"],
+)
+def test_places_that_are_sizes_of_the_input(move: Callable[[Tensor, Tensor], Tensor], width: int, units: int) -> None:
+    traced = trace(Placed(move, width).double(), torch.randn(2, 3, 6, 6, dtype=torch.float64), dynamic_size=True)
+    groups = find_groups(traced)
+    assert groups.explain("stem.weight").units == units
+    removed = groups.removal(range(0) if not units else [int(groups.families[0][0])])
+    small = cut(traced, removed, groups)
+    assert verify_cut(traced, small, removed, groups).max_relative_error <= TOLERANCE

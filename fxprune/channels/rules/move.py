@@ -205,8 +205,10 @@ def narrow(flow: Flow, node: fx.Node) -> Axes:
     """The dimension that is cut out of is frozen; the labels inside the bounds stay."""
     axes = list(flow.axes(node.args[0]))
     d, start, length = integer(node.args[1]) % len(axes), node.args[2], node.args[3]
-    flow.freeze(axes[d], "cut out by narrow")
-    axes[d] = None if axes[d] is None else axes[d][start : start + length]  # type: ignore[index, operator]
+    axis = axes[d]
+    flow.freeze(axis, "cut out by narrow")
+    known = not isinstance(start, fx.Node) and not isinstance(length, fx.Node)
+    axes[d] = axis[np.arange(integer(length)) + integer(start) % len(axis)] if axis is not None and known else None
     return tuple(axes)
 
 
@@ -286,7 +288,9 @@ def roll(flow: Flow, node: fx.Node) -> Axes:
     if not dims:
         return flow.freeze_all(node, "rolled across dimensions")  # type: ignore[no-any-return]
     for shift, d in zip(shifts if isinstance(shifts, (list, tuple)) else [shifts], dims, strict=True):
-        if axes[d] is not None:
+        if axes[d] is not None and isinstance(shift, fx.Node):
+            flow.freeze(axes[d], "turned by a size of the input")
+        elif axes[d] is not None:
             axes[d] = np.roll(axes[d], shift)
     return tuple(axes)
 
