@@ -6,6 +6,7 @@ The proof is that outputs do not move when filters that are zero are removed: it
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -236,12 +237,11 @@ def _filters(module: fx.GraphModule, groups: Groups, layers: list[_Layer], class
     """Yield what goes of each layer. What several layers reach belongs to the last of them, which is zeroed last."""
     gone = np.zeros(groups.size, bool)
     gone[list(classes)] = True
-    found, claimed, seen = [], set[tuple[str, int]](), set[str]()
+    found, claimed = dict[str, Filters](), set[tuple[str, int]]()
     for layer in reversed(layers):
         pruned = np.flatnonzero(gone[layer.axis])
-        if not len(pruned) or layer.weight in seen:  # tied weights are one
+        if not len(pruned):
             continue
-        seen.add(layer.weight)
         own = np.unique(layer.axis[pruned])
         vectors = []
         for name in _vectors(module, layer):
@@ -251,12 +251,13 @@ def _filters(module: fx.GraphModule, groups: Groups, layers: list[_Layer], class
             claimed |= {(name, index) for index in indices}
             if indices:
                 vectors.append((name, tuple(indices)))
-        found.append(
-            Filters(
-                layer.path, layer.index, layer.weight, layer.dim, layer.groups, tuple(map(int, pruned)), tuple(vectors)
-            )
+        if (same := found.get(layer.weight)) is not None:  # tied weights are one, and go with all that stands for them
+            found[layer.weight] = dataclasses.replace(same, vectors=(*vectors, *same.vectors))
+            continue
+        found[layer.weight] = Filters(
+            layer.path, layer.index, layer.weight, layer.dim, layer.groups, tuple(map(int, pruned)), tuple(vectors)
         )
-    yield from reversed(found)
+    yield from reversed(found.values())
 
 
 def _vectors(module: fx.GraphModule, layer: _Layer) -> list[str]:

@@ -205,3 +205,31 @@ def test_a_selection_comes_back_from_its_classes() -> None:
 def test_ratios_that_make_no_sense(ratios: Ratios, words: str) -> None:
     with pytest.raises(InputError, match=words):
         select(Swapped(), ratios)
+
+
+class Tied(nn.Module):
+    """Two convolutions of one weight, with biases and norms of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.one, self.norm1 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.two, self.norm2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.two.weight = self.one.weight
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.one(self.stem(x).relu())).relu()
+        x = self.norm2(self.two(x)).relu()
+        result: Tensor = self.head(x.mean((2, 3)))
+        return result
+
+
+def test_what_stands_for_tied_filters_is_that_of_all_their_layers() -> None:
+    traced, selection = select(Tied(), {"*": 0.5}, residual=True)
+    stem, tied = selection.filters
+    assert {name for name, _ in stem.vectors} == {"stem.bias"}
+    norms = {f"norm{number}.{part}" for number in (1, 2) for part in ("weight", "bias")}
+    assert {name for name, _ in tied.vectors} == {"one.bias", "two.bias", *norms}
+    silence(traced.module, selection.filters)
+    assert removal_error(traced, find_groups(traced).removal(selection.classes)) <= 1e-9
