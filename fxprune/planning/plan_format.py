@@ -102,7 +102,7 @@ def _removed(value: Any) -> dict[str, dict[int, list[int]]]:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def _require(condition: bool, name: str, what: str) -> None:

@@ -91,6 +91,7 @@ def damaged(**changes: Any) -> str:
         (damaged(removed={"a": {"0": 1}}), "list of indices"),
         (damaged(removed={"a": {"0": [True]}}), "list of indices"),
         (damaged(removed={"a": {"0": [-1]}}), "list of indices"),
+        (damaged(removed={"a": {"0": [10**30]}}), "list of indices"),
         (damaged(removed={"a": {"0": [2, 2]}}), "increasing"),
     ],
 )
