@@ -95,11 +95,19 @@ def _cut_tensors(module: fx.GraphModule, kept: Kept) -> dict[int, Tensor]:
             if not stays.any():
                 raise PlanError(f"the plan removes all of dimension {d} of {name}; keep at least one channel")
             value = value.index_select(d, torch.from_numpy(np.flatnonzero(stays)).to(value.device))
-        value = value.clone() if value.data_ptr() == tensor.data_ptr() else value
+        value = value.clone() if value.data_ptr() == tensor.data_ptr() else _stored_as(value, tensor)
         result[id(tensor)] = (
             nn.Parameter(value, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
         )
     return result
+
+
+def _stored_as(value: Tensor, tensor: Tensor) -> Tensor:
+    """Return a tensor with its channels innermost where another has them there, as models for fast inference do."""
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.ndim)
+    if layout is None or tensor.is_contiguous() or not tensor.is_contiguous(memory_format=layout):
+        return value
+    return value.contiguous(memory_format=layout)
 
 
 def _copy_tree(module: nn.Module, tensors: dict[int, Tensor], memo: dict[int, nn.Module]) -> nn.Module:

@@ -519,3 +519,13 @@ def test_places_that_are_sizes_of_the_input(move: Callable[[Tensor, Tensor], Ten
     removed = groups.removal(range(0) if not units else [int(groups.families[0][0])])
     small = cut(traced, removed, groups)
     assert verify_cut(traced, small, removed, groups).max_relative_error <= TOLERANCE
+
+
+def test_channels_stay_innermost_in_memory() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3)).to(memory_format=torch.channels_last)
+    traced = trace(model, torch.randn(2, 3, 6, 6))
+    groups = find_groups(traced)
+    small = cut(traced, groups.removal([int(groups.families[0][0])]), groups).module
+    weights = [small.get_parameter(name) for name in ("0.weight", "2.weight")]
+    assert [weight.shape[:2] for weight in weights] == [(5, 3), (4, 5)]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
