@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from fxprune.pipeline import Pipeline
 from fxprune.training import BasisScaling, Recipe, finetune
 from fxprune.training.checkpoint import save_weights
 from tools import _recovery_tasks as tasks
+from tools._papers_trials import Numbers
 from tools._recovery_tasks import Tensors
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -36,7 +35,7 @@ OLD, NEW = range(5), range(5, 10)  # classes before the transfer, and after it
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Numbers):
     """One task at one scale; every number that a trial depends on besides what it is called.
 
     Attributes:
@@ -60,11 +59,6 @@ class Settings:
     frozen_lr: float = 0.4
     channels: float = CHANNELS
     ranking: Ranking = "cost"
-
-    @property
-    def digest(self) -> str:
-        """A short name; records of other settings are not taken for these."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
 
 
 SCALES: dict[str, dict[str, Settings]] = {

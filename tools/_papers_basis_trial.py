@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,16 @@ from fxprune.planning import count, make_plan
 from fxprune.planning.importance import Scores, taylor
 from fxprune.training import basis_importance, evaluate
 from tools._papers_basis_transfer import HALF, THIRD, Case, Tuned, adapted, batches, data_for, decomposed, start, tune
+from tools._papers_trials import Keyed, Numbers
 
 FLOAT64 = 1e-9  # what merging may change, of the largest output
 
 
 @dataclass(frozen=True)
-class Trial:
+class Trial(Keyed):
     """A case, a way to prune, and the share of the parameters that goes."""
+
+    experiment = "basis"
 
     scale: str
     task: str
@@ -53,9 +56,9 @@ class Trial:
         return Case(self.scale, self.task, self.net, self.share, self.seed)
 
     @property
-    def key(self) -> dict[str, Any]:
-        """What a record of this trial says of it."""
-        return {"experiment": "basis", **asdict(self), "settings": self.case.settings.digest}
+    def settings(self) -> Numbers:
+        """The numbers of its scale."""
+        return self.case.settings
 
 
 def run_trial(trial: Trial, cache: Path) -> dict[str, Any]:

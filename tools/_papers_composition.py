@@ -7,8 +7,6 @@ teacher, collapsing, folding batch norms, ONNX. Every way ends in a file, and th
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import statistics
 import tempfile
 import time
@@ -29,6 +27,7 @@ from fxprune.planning import Plan, count
 from fxprune.training import Distillation, Growth, PlainL1, Recipe, evaluate, finetune
 from fxprune.training.growing import SCHEDULES
 from tools._papers_tpp import epochs_of, interval, pulled, spread
+from tools._papers_trials import Keyed, Numbers
 from tools._recovery_tasks import SCALES as TASKS
 from tools._recovery_tasks import Settings as Task
 from tools._recovery_tasks import Tensors, build, data_for
@@ -78,7 +77,7 @@ ON_SHAPES = ("l1", "tpp", "l1 + over + sp", WHOLE)  # and their slower ways, and
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Numbers):
     """Everything that a trial depends on besides its method and seed.
 
     Attributes:
@@ -94,11 +93,10 @@ class Settings:
     data: str = "digits"
 
     @property
-    def digest(self) -> str:
-        """A short name; records of other settings are not taken for these."""
+    def told(self) -> dict[str, Any]:
+        """What the digest is made of."""
         values = {"task": self.task.digest, "growth": asdict(self.growth), "rate": self.rate, "ratio": RATIO}
-        values |= {} if self.data == "digits" else {"data": self.data}  # older records are of digits
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+        return values if self.data == "digits" else {**values, "data": self.data}  # older records are of digits
 
     @property
     def growth_epochs(self) -> int:
@@ -116,8 +114,10 @@ SCALES = {
 
 
 @dataclass(frozen=True)
-class Trial:
+class Trial(Keyed):
     """One network, pruned and recovered in one way."""
+
+    experiment = "composition"
 
     scale: str
     ratio: float
@@ -133,8 +133,7 @@ class Trial:
     @property
     def key(self) -> dict[str, Any]:
         """What a record of this trial says of it; the settings have a task of their own."""
-        named = {name: value for name, value in asdict(self).items() if name != "task"}
-        return {"experiment": "composition", **named, "settings": self.settings.digest}
+        return {name: value for name, value in super().key.items() if name != "task"}
 
 
 def trials(scale: str) -> list[Trial]:

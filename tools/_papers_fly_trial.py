@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from fxprune.linear.sparsity import Fill, smallest
 from fxprune.passes import CalibrateBatchNorm, PruneWeights
 from fxprune.training import Hyperspherical, KeepPruned, Recipe, TwoSided, finetune
 from fxprune.training.spheres import unit
+from tools._papers_trials import Numbers, OfNetwork
 from tools._recovery_tasks import SCALES as TASKS
 from tools._recovery_tasks import Settings as Task
 from tools._recovery_tasks import Tensors, data_for
@@ -73,7 +72,7 @@ ABLATION = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Numbers):
     """One task at one scale; every number that the outcome of a trial depends on, besides its method, ratio and seed.
 
     Attributes:
@@ -92,11 +91,6 @@ class Settings:
     strength: float = 100.0
     calibration: int = 250
 
-    @property
-    def digest(self) -> str:
-        """A short name; records of other settings are not taken for these."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
-
 
 SCALES = {
     "small": {
@@ -111,15 +105,10 @@ SCALES = {
 
 
 @dataclass(frozen=True)
-class Trial:
+class Trial(OfNetwork):
     """One training; ``ratio`` is the share of weights that it is made for, 0 where it knows of none."""
 
-    scale: str
-    task: str
-    net: str
-    ratio: float
-    seed: int
-    method: str
+    experiment = "fly"
 
     @property
     def settings(self) -> Settings:
@@ -135,11 +124,6 @@ class Trial:
     def compares(self) -> bool:
         """Whether means are tried in place of zeros."""
         return self.method == "plain" or (self.method == "fly" and self.ratio == RECOVERED_AT)
-
-    @property
-    def key(self) -> dict[str, Any]:
-        """What a record of this trial says of it."""
-        return {"experiment": "fly", **asdict(self), "settings": self.settings.digest}
 
 
 def run_trial(trial: Trial, cache: Path) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import math
 import statistics
 import time
@@ -23,6 +21,7 @@ from fxprune.pipeline import Pipeline
 from fxprune.planning import Plan
 from fxprune.training import TPP, GrowingL2, Growth, PlainL1, Recipe, evaluate, finetune, load_data, trainability
 from fxprune.training.growing import SCHEDULES
+from tools._papers_trials import Keyed, Numbers
 
 METHODS = ("l1", "l1-long", "growing-l2", "tpp", "tpp-no-norms")
 RATIOS = (0.9, 0.95, 0.5)
@@ -32,7 +31,7 @@ COMMAND = "python tools/bench_papers.py --experiments tpp --markdown docs/papers
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Numbers):
     """Everything that a trial depends on besides its method, ratio and seed.
 
     Attributes:
@@ -52,11 +51,6 @@ class Settings:
     growth: Growth = SCHEDULES["short"]
 
     @property
-    def digest(self) -> str:
-        """A short name; records of other settings are not taken for these."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
-
-    @property
     def growth_epochs(self) -> int:
         """Epochs that the schedule takes."""
         return epochs_of(self.growth, self.train, self.batch)
@@ -66,8 +60,10 @@ SCALES = {"small": Settings(), "test": Settings((4, 4, 8, 8, 8, 8), 64, 32, 1, 1
 
 
 @dataclass(frozen=True)
-class Trial:
+class Trial(Keyed):
     """One network, pruned in one way and fine-tuned at each rate."""
+
+    experiment = "tpp"
 
     scale: str
     ratio: float
@@ -75,9 +71,9 @@ class Trial:
     method: str
 
     @property
-    def key(self) -> dict[str, Any]:
-        """What a record of this trial says of it."""
-        return {"experiment": "tpp", **asdict(self), "settings": SCALES[self.scale].digest}
+    def settings(self) -> Settings:
+        """The numbers of its scale."""
+        return SCALES[self.scale]
 
 
 def trials(scale: str) -> list[Trial]:
@@ -87,7 +83,7 @@ def trials(scale: str) -> list[Trial]:
 
 def run_trial(trial: Trial, cache: Path) -> dict[str, Any]:
     """Prune and fine-tune, and return what was found."""
-    settings, start = SCALES[trial.scale], time.perf_counter()
+    settings, start = trial.settings, time.perf_counter()
     data, test = images(settings)
     dense = dense_network(settings, trial.seed, cache)
     regular = Recipe(

@@ -6,8 +6,6 @@ this compares two on networks that chains say little about.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -21,6 +19,7 @@ from fxprune.planning import Plan
 from fxprune.training import Growth, PlainL1, Recipe, evaluate, finetune, trainability
 from fxprune.training.growing import SCHEDULES
 from tools._papers_tpp import epochs_of, in_words, pulled, spread
+from tools._papers_trials import Numbers, OfNetwork
 from tools._recovery_tasks import NETS, data_for
 from tools._recovery_tasks import SCALES as TASKS
 from tools._recovery_tasks import Settings as Task
@@ -35,17 +34,16 @@ COMMAND = "python tools/bench_papers.py --experiments tpp-nets --markdown docs/p
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Numbers):
     """Everything that a trial depends on besides its network, method, ratio and seed."""
 
     task: Task
     growth: Growth = SCHEDULES["short"]
 
     @property
-    def digest(self) -> str:
-        """A short name; records of other settings are not taken for these."""
-        values = {"task": self.task.digest, "growth": asdict(self.growth), "slower": SLOWER}
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    def told(self) -> dict[str, Any]:
+        """What the digest is made of."""
+        return {"task": self.task.digest, "growth": asdict(self.growth), "slower": SLOWER}
 
     @property
     def growth_epochs(self) -> int:
@@ -60,25 +58,15 @@ SCALES = {
 
 
 @dataclass(frozen=True)
-class Trial:
+class Trial(OfNetwork):
     """One network, pruned in one way and fine-tuned at each rate."""
 
-    scale: str
-    task: str
-    net: str
-    ratio: float
-    seed: int
-    method: str
+    experiment = "tpp-nets"
 
     @property
     def settings(self) -> Settings:
         """What it depends on besides."""
         return SCALES[self.scale][self.task]
-
-    @property
-    def key(self) -> dict[str, Any]:
-        """What a record of this trial says of it."""
-        return {"experiment": "tpp-nets", **asdict(self), "settings": self.settings.digest}
 
 
 def trials(scale: str) -> list[Trial]:
