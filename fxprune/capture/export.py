@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture.accepted import accepted, check_samples
 from fxprune.capture.agreement import difference, is_random
 from fxprune.capture.by_region import capture_regions
+from fxprune.capture.elsewhere import unlike_at_another_batch, unlike_at_another_size
 from fxprune.capture.modules import location_of
 from fxprune.capture.normal_form import as_layers, normalised
 from fxprune.capture.program import at_least_two, export_program, open_shapes, quiet_eval
@@ -75,6 +77,8 @@ def trace(
 
 
 def _whole(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_batch: bool, size: bool) -> Traced:
+    """Capture a model as one graph, with as much open as its code leaves open."""
+    example = args, kwargs
     if dynamic_batch:
         args, kwargs = at_least_two(args, kwargs)
     asked = open_shapes(args, kwargs, size=size) if dynamic_batch else None
@@ -84,6 +88,17 @@ def _whole(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyna
     scaled = sizes_from_symbols(module, args, kwargs) if shapes is not None else {}
     for outputs in before.outputs:
         _compare(model, module, args, kwargs, outputs)
+    if shapes is not None:
+        inputs = args, kwargs
+        wrong = unlike_at_another_batch(model, module, exported, inputs, one=bool(before.outputs))
+        if wrong:
+            closed = _whole(model, *example, False, False)
+            note = f"the batch is static at {closed.batch}: {wrong}"
+            return dataclasses.replace(closed, notes=(*closed.notes, note))
+        wrong = unlike_at_another_size(model, module, exported, inputs)
+        if wrong:
+            closed = _whole(model, *example, True, False)
+            return dataclasses.replace(closed, notes=(*closed.notes, f"the size of images is fixed: {wrong}"))
     propagate(module, args, kwargs)
     for node, sizes in scaled.items():
         node.meta[KEY] = sizes

@@ -22,7 +22,8 @@ class Traced:
 
     Attributes:
         module: The graph, with module calls under the model's own names. Parameters are shared with the model it came
-            from.
+            from. Called by itself it does not check its inputs: of other sizes than :meth:`run` takes, it may compute
+            with those of the example.
         args: Example inputs; tensors carry a batch of at least two where the model takes a batch.
         kwargs: Example keyword inputs.
         dynamic_shapes: What may vary, in the form that ``torch.export`` takes (see :meth:`export_shapes`).
@@ -129,11 +130,29 @@ class Traced:
         """Run the graph without gradients and return its tensor outputs, flattened in order.
 
         Raises:
-            InputError: The inputs are nested in another way than the example inputs.
+            InputError: The inputs are nested in another way than the example inputs, or have other sizes where the
+                capture left none open: the graph may hold a size of the example, and would give other numbers.
         """
+        leaves = self.flat(args, kwargs)
+        self._check_sizes(leaves)
         with torch.no_grad():
-            outputs = fx.Interpreter(self.module).run(*self.flat(args, kwargs), enable_io_processing=False)
+            outputs = fx.Interpreter(self.module).run(*leaves, enable_io_processing=False)
         return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+    def _check_sizes(self, leaves: list[Any]) -> None:
+        examples = pytree.tree_leaves((tuple(self.args), self.kwargs))
+        for leaf, example, dims in zip(leaves, examples, self._open(), strict=True):
+            if not isinstance(leaf, Tensor):
+                continue
+            fits = leaf.ndim == example.ndim and all(
+                d in dims or n == m for d, (n, m) in enumerate(zip(leaf.shape, example.shape, strict=True))
+            )
+            if not fits:
+                sizes = ", ".join("any" if d in dims else str(n) for d, n in enumerate(example.shape))
+                raise InputError(
+                    f"{self.name} was captured for an input of sizes [{sizes}], and {list(leaf.shape)} is given; trace "
+                    "it on inputs like these, or with dynamic_size=True for images of any size"
+                )
 
     def with_module(self, module: fx.GraphModule) -> Traced:
         """Return the same capture around another graph."""

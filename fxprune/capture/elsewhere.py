@@ -1,0 +1,138 @@
+"""Whether a graph for any batch is the model at any batch: its code may decide by the number of samples, or of pixels.
+
+An exporter follows the example through the model's code. Of ``if x.shape[0] > 4`` it takes one side and notes a guard;
+of ``if x.shape[0] > 1``, or a ``squeeze``, not even that, since it holds open sizes to be neither 0 nor 1. The graph
+then computes the one side for all sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.agreement import difference, is_random
+from fxprune.capture.program import is_open
+from fxprune.capture.propagate import flat_inputs
+from fxprune.capture.untouched import copied, running
+
+_TRIED = 2
+"""So many of the sizes that break a guard are run: the model may refuse one of them, as it does an odd batch."""
+Sizes = dict[int, int]
+"""Dimension -> size."""
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def unlike_at_another_batch(
+    model: nn.Module, module: fx.GraphModule, program: Any, inputs: Inputs, *, one: bool
+) -> str:
+    """Say at which batch the model computes something else than its graph, "" where none is found.
+
+    Args:
+        model: The model.
+        module: Its graph, with open batches.
+        program: The exported program that it was made of, which has the guards.
+        inputs: The example inputs.
+        one: Whether to run a batch of one, which no guard tells of.
+    """
+    batch = next((leaf.shape[0] for leaf, dims in _opened(program, inputs) if 0 in dims), None)
+    if batch is None:
+        return ""
+    others = [{0: n} for n in (batch + 1, 2 * batch, 2 * batch + 1, 3 * batch, 8 * batch, 61, 64, *range(2, batch))]
+    tried = [{0: 1}] if one and batch > 1 else []
+    return _first_unlike(model, module, program, inputs, [*tried, *islice(_guarded(program, inputs, others), _TRIED)])
+
+
+def unlike_at_another_size(model: nn.Module, module: fx.GraphModule, program: Any, inputs: Inputs) -> str:
+    """Say at which height and width the model computes something else than its graph, "" where none is found."""
+    found = [(leaf.shape, dims) for leaf, dims in _opened(program, inputs) if 2 in dims or 3 in dims]
+    if not found:
+        return ""
+    shape, dims = found[0]
+    others: list[Sizes] = [
+        {d: round(shape[d] * scale) for d in (2, 3) if d in dims} for scale in (1.5, 2, 0.5, 1.25, 3, 4)
+    ]
+    return _first_unlike(model, module, program, inputs, list(islice(_guarded(program, inputs, others), _TRIED)))
+
+
+def _opened(program: Any, inputs: Inputs) -> list[tuple[Tensor, tuple[int, ...]]]:
+    """Return the tensors among the inputs, each with the dimensions that the program left open."""
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    given = [values.get(name) for name in program.graph_signature.user_inputs]
+    pairs = zip(flat_inputs(*inputs), given, strict=True)
+    return [(x, _open_of(v)) for x, v in pairs if isinstance(x, Tensor)]
+
+
+def _open_of(value: Any) -> tuple[int, ...]:
+    return tuple(d for d, size in enumerate(value.shape) if is_open(size)) if isinstance(value, Tensor) else ()
+
+
+def _guarded(program: Any, inputs: Inputs, others: list[Sizes]) -> Iterator[Sizes]:
+    """Yield the sizes that break a guard of the program."""
+    module = program.module()
+    calls = [node for node in module.graph.nodes if str(node.target).startswith("_guards_fn")]
+    places = {node: k for k, node in enumerate(module.graph.find_nodes(op="placeholder"))}
+    for sizes in others:
+        leaves = pytree.tree_leaves(
+            _at(program, inputs, sizes, lambda leaf, shape: leaf.new_empty(shape, device="meta"))
+        )
+        for call in calls:
+            try:
+                module.get_submodule(str(call.target))(*[leaves[places[node]] for node in call.args])
+            except Exception:  # a failed assertion; or what no guard can be read of, which is tried as well
+                yield sizes
+
+
+def _at(program: Any, inputs: Inputs, sizes: Sizes, make: Callable[[Tensor, list[int]], Tensor]) -> Inputs:
+    """Return the inputs with other sizes in those of their dimensions that are open."""
+    opened = {id(leaf): dims for leaf, dims in _opened(program, inputs)}
+
+    def other(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return make(leaf, [sizes.get(d, n) if d in opened[id(leaf)] else n for d, n in enumerate(leaf.shape)])
+
+    found: Inputs = pytree.tree_map(other, inputs)
+    return found
+
+
+def _tiled(leaf: Tensor, shape: list[int]) -> Tensor:
+    """Return a tensor repeated, or cut, to a shape."""
+    for d, size in enumerate(shape):
+        if size != leaf.shape[d]:
+            leaf = leaf.index_select(d, torch.arange(size, device=leaf.device) % leaf.shape[d])
+    return leaf
+
+
+def _first_unlike(model: nn.Module, module: fx.GraphModule, program: Any, inputs: Inputs, tried: list[Sizes]) -> str:
+    """Run the model and its graph at other sizes; say where they differ. What the model refuses, it need not be."""
+    if is_random(module.graph):
+        return ""
+    for sizes in tried:
+        args, kwargs = _at(program, inputs, sizes, _tiled)
+        if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in pytree.tree_leaves((args, kwargs))):
+            return ""
+        try:
+            with running(model):
+                given = pytree.tree_map(copied, (args, kwargs))
+                expected = model(*given[0], **given[1])
+        except Exception:
+            continue
+        wrong = _difference(module, args, kwargs, expected)
+        if wrong:
+            name = f"a batch of {sizes[0]}" if 0 in sizes else f"images of {' x '.join(map(str, sizes.values()))}"
+            return f"at {name} the model's code does something else than the graph ({wrong})"
+    return ""
+
+
+def _difference(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any) -> str:
+    try:
+        with torch.no_grad():
+            found = fx.Interpreter(module).run(*flat_inputs(args, kwargs), enable_io_processing=False)
+    except Exception as error:  # a graph raises whatever its operations raise
+        return str(error).strip().splitlines()[0]
+    return difference(found, expected)
