@@ -70,6 +70,8 @@ class LinearizeActivations(Pass):
                 )
             elif mix(traced.module, layer, place, self.share, self.slope):
                 yield Change(layer, f"{self.share:g} of its activation {place.activation.name} is an identity")
+            else:
+                yield Skip(layer, f"{self.share:g} of its activation {place.activation.name} is an identity already")
 
     def check(self, before: Traced, after: Traced) -> None:
         """Compare with the original, its activations replaced while it runs."""

@@ -45,6 +45,7 @@ from tools.fuzz import TooLong, _bounded, _Recorded, _Replayed, _variants, read
 
 SECONDS = 120  # for one pipeline
 SHARD = 20
+TRIES = 60  # to make what fails smaller
 STEPS_EACH = (2, 6)
 START, END = "<!-- pipelines:start -->\n", "<!-- pipelines:end -->\n"
 
@@ -124,9 +125,9 @@ def attempt(program: Program, number: int, draws: Any) -> tuple[str, str, Checke
         return "crash", f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-6)}", found
 
 
-def smaller(numbers: Numbers, outcome: str, detail: str, number: int, tries: int = 60) -> tuple[str, list[str], str]:
+def smaller(numbers: Numbers, outcome: str, detail: str, number: int) -> tuple[str, list[str], str]:
     """Return the smallest network and pipeline with the same outcome that are found, and what they say."""
-    found = _Smaller(numbers, outcome, detail, number, tries)
+    found = _Smaller(numbers, outcome, detail, number)
     found.leave_out_steps()
     _leave_out(numbers.network, lambda given: found.keep(Numbers(given, found.numbers.steps)))
     for position in range(len(found.numbers.steps)):
@@ -137,8 +138,8 @@ def smaller(numbers: Numbers, outcome: str, detail: str, number: int, tries: int
 class _Smaller:
     """The smallest pipeline so far that fails in the same way."""
 
-    def __init__(self, numbers: Numbers, outcome: str, detail: str, number: int, tries: int) -> None:
-        self.numbers, self.outcome, self.detail, self.number, self.left = numbers, outcome, detail, number, tries
+    def __init__(self, numbers: Numbers, outcome: str, detail: str, number: int) -> None:
+        self.numbers, self.outcome, self.detail, self.number, self.left = numbers, outcome, detail, number, TRIES
         self.source, self.code, self.said = "", ["# not found again"], detail
         if not self.keep(numbers):
             self.source = write_network(_Replayed(numbers.network)).source

@@ -128,7 +128,9 @@ def test_a_share_that_the_precision_of_the_model_does_not_have_is_the_nearest(dt
     step = LinearizeActivations(["0"], share=0.3, slope=0.7)
     result = Pipeline([step])(trace(model, IMAGE.to(dtype)))
     assert result.report.changed == 1
-    assert not Pipeline([step])(result.traced).report.changed
+    (again,) = Pipeline([step])(result.traced).report
+    assert not again.changes
+    assert [(skip.place, "is an identity already" in skip.why) for skip in again.skips] == [("0", True)]
     more = Pipeline([LinearizeActivations(["0"], share=0.6)])(result.traced)
     assert more.report.changed == 1
     assert more.traced.module.get_buffer("0_activation.share") == torch.tensor(0.6, dtype=dtype)
