@@ -13,8 +13,14 @@ from fxprune.errors import InputError
 from fxprune.training.images import missing
 
 
-def make_accelerator(precision: str | None, cpu: bool) -> Any:
+def make_accelerator(precision: str | None, cpu: bool, unused: bool = False) -> Any:
     """Return accelerate's view of this process: its device, its rank, its precision.
+
+    Args:
+        precision: ``"no"``, ``"bf16"`` or ``"fp16"``; None: what the launcher was told.
+        cpu: Whether to keep off the GPU.
+        unused: Whether the model may have parameters that a forward pass does not use. Several processes wait for the
+            gradient of each unless they are told.
 
     Raises:
         EnvironmentProblem: accelerate is not installed.
@@ -24,17 +30,18 @@ def make_accelerator(precision: str | None, cpu: bool) -> Any:
     try:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
-        from accelerate.utils import DistributedType
+        from accelerate.utils import DistributedDataParallelKwargs, DistributedType
     except ImportError as error:
         raise missing("accelerate", error) from error
     chosen = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=unused)]
     try:
-        accelerator = Accelerator(mixed_precision=chosen, cpu=cpu)
+        accelerator = Accelerator(mixed_precision=chosen, cpu=cpu, kwargs_handlers=handlers)
     except ValueError as error:
         if "already been initialized" not in str(error):
             raise InputError(f"accelerate cannot train with precision {chosen} here: {error}") from error
         AcceleratorState._reset_state()  # an earlier training in this process had another precision
-        accelerator = Accelerator(mixed_precision=chosen, cpu=cpu)
+        accelerator = Accelerator(mixed_precision=chosen, cpu=cpu, kwargs_handlers=handlers)
     known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if accelerator.distributed_type not in known:
         raise InputError(

@@ -83,7 +83,8 @@ class Recipe:
             ("label_smoothing", 0.0, 1.0), ("warmup", 0.0, 1.0), ("clip", 0.0, math.inf),
         ):  # fmt: skip
             value = getattr(self, name)
-            inside = value is None or (isinstance(value, int | float) and low <= value < high)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            inside = (value is None and name in ("warmup", "clip")) or (number and low <= value < high)
             if not inside or (value == 0 and name in ("lr", "clip")):
                 raise InputError(f"{name} is {value!r}; give a number from {low:g} to below {high:g}")
         for name, known in (

@@ -99,9 +99,11 @@ def shape_named(schedule: str | Shape) -> Shape:
     """Return the function that a name stands for, or the function itself.
 
     Raises:
-        InputError: There is no schedule of that name.
+        InputError: There is no schedule of that name, or it is neither name nor function.
     """
     if not isinstance(schedule, str):
+        if not callable(schedule):
+            raise InputError(f"schedule is {schedule!r}; give {', '.join(SHAPES)}, slr, or a function of progress")
         return schedule
     if schedule == "slr":
         return SLR()

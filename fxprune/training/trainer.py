@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.optim.swa_utils import AveragedModel
 
 from fxprune.errors import InputError, TrainingError
@@ -57,7 +57,7 @@ class Training:
 
     def __init__(self, source: nn.Module, recipe: Recipe, task: Task, cpu: bool) -> None:
         self.recipe, self.task, self.progress = recipe, task, _Progress()
-        self.accelerator = make_accelerator(recipe.precision, cpu)
+        self.accelerator = make_accelerator(recipe.precision, cpu, _may_rest(source))
         self.modes = [layer.training for layer in source.modules()]
         self.home = next((tensor.device for tensor in source.parameters()), torch.device("cpu"))
         self.module: nn.Module = copy.deepcopy(source).to(self.accelerator.device)
@@ -200,13 +200,12 @@ class Training:
         if self.recipe.clip is not None:
             nn.utils.clip_grads_with_norm_(weights, self.recipe.clip, norm)
         self.optimizer.step()
-        if accelerator.optimizer_step_was_skipped:
-            if (scale := accelerator.scaler.get_scale()) < SMALLEST_SCALE:  # else every step would be skipped, silently
-                raise self._failure(f"gradients are not finite even where losses are scaled by {scale:.1e}")
-            return
+        skipped = accelerator.optimizer_step_was_skipped
+        if skipped and (scale := accelerator.scaler.get_scale()) < SMALLEST_SCALE:  # else every one would be, silently
+            raise self._failure(f"gradients are not finite even where losses are scaled by {scale:.1e}")
         for objective in self.objectives:
-            objective.after_step()
-        if self.average is not None:
+            objective.after_step()  # also then: a schedule counts the steps that it was told to expect
+        if self.average is not None and not skipped:
             self.average.update_parameters(self.module)
 
     def _failure(self, what: str) -> TrainingError:
@@ -316,6 +315,19 @@ class Training:
                 f"{path} is the checkpoint of another training: {found}. Give the options and the model that it was "
                 "made with, another folder, or start again without it (resume=False, --no-resume); nothing was changed"
             )
+        try:
+            self._take_back(tree)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+            raise InputError(
+                f"{path} holds a training in another form than this version of fxprune writes ({type(error).__name__}: "
+                f"{error}). Go on with the version that wrote it, give another folder, or start again without it "
+                "(resume=False, --no-resume); nothing was changed"
+            ) from error
+        if self.accelerator.is_main_process:
+            self._report()  # it may have been killed between the two files
+
+    def _take_back(self, tree: dict[str, Any]) -> None:
+        """Stand where a checkpoint says."""
         self.progress = _Progress(**tree["progress"])
         self.module.load_state_dict(tree["model"])
         if self.average is not None:
@@ -326,8 +338,6 @@ class Training:
             self.accelerator.scaler.load_state_dict(tree["scaler"])
         for objective, state in zip(self.objectives, tree["objectives"], strict=True):
             getattr(objective, "load_state_dict", _nothing)(state)
-        if self.accelerator.is_main_process:
-            self._report()  # it may have been killed between the two files
         mine = tree["processes"][self.accelerator.process_index]
         self.progress.tally = mine["tally"]
         restore_states(mine["random"])
@@ -339,6 +349,16 @@ class Training:
 
 def _nothing(*_: Any) -> None:
     """Stand in for a method that an objective does not have."""
+
+
+def _may_rest(module: nn.Module) -> bool:
+    """Whether some parameters may not be used in a forward pass; only a graph says that all are."""
+    if not isinstance(module, fx.GraphModule):
+        return True
+    called = {str(node.target) for node in module.graph.find_nodes(op="call_module")}
+    read = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
+    used = {id(value) for path in called for value in module.get_submodule(path).parameters()}
+    return any(name not in read and id(value) not in used for name, value in module.named_parameters())
 
 
 def _together(accelerator: Any, counts: Tally) -> Tally:

@@ -23,7 +23,7 @@ from fxprune.capture import Traced, trace
 from fxprune.errors import EnvironmentProblem, InputError, TrainingError
 from fxprune.pipeline import Pipeline
 from fxprune.training import Distillation, Finetuned, Objective, Recipe, evaluate, finetune, load_data, trainer
-from fxprune.training.checkpoint import load_checkpoint
+from fxprune.training.checkpoint import load_checkpoint, save_checkpoint
 from fxprune.training.processes import make_accelerator
 from fxprune.training.trainer import CHECKPOINT
 from tests.training.conftest import Convnet, Pruned
@@ -163,6 +163,22 @@ def test_a_truncated_checkpoint_is_refused_and_left(tmp_path: Path) -> None:
     assert (tmp_path / CHECKPOINT).read_bytes() == content
 
 
+def test_a_checkpoint_in_another_form_is_refused_and_left(tmp_path: Path) -> None:
+    model, path = Convnet(), tmp_path / CHECKPOINT
+    finetune(model, _data(), recipe=QUICK, out=tmp_path)
+    tree = load_checkpoint(path)
+    for other in (
+        {**tree, "progress": {**tree["progress"], "phase": 1}},
+        {key: value for key, value in tree.items() if key != "processes"},
+        {**tree, "model": {**tree["model"], "more": torch.zeros(1)}},
+    ):
+        save_checkpoint(path, other)
+        before = path.read_bytes()
+        with pytest.raises(InputError, match=f"{CHECKPOINT} holds a training in another form"):
+            finetune(model, _data(), recipe=QUICK, out=tmp_path)
+        assert path.read_bytes() == before
+
+
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -224,23 +240,49 @@ def test_what_is_no_number_stops_training(tmp_path: Path, what: str, words: str)
     assert all(value.isfinite().all() for value in tree["model"].values())
 
 
-def test_a_scaler_that_skips_every_step_stops_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scaler of fp16 is made for the CPU here, where accelerate makes none."""
+@pytest.fixture
+def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give trainings the scaler of fp16, made for the CPU here, where accelerate makes none."""
 
-    def scaled(precision: str | None, cpu: bool) -> Any:
-        accelerator = make_accelerator(precision, cpu)
+    def with_scaler(*args: Any) -> Any:
+        accelerator = make_accelerator(*args)
         accelerator.scaler = torch.amp.GradScaler("cpu")
         return accelerator
 
-    class Steep(Stop):
-        def extra_loss(self) -> Tensor:
-            weight = next(self.model.parameters())
-            return (weight - weight.detach()).sum().sqrt() if self.left < 3 else weight.new_zeros(())
+    monkeypatch.setattr(trainer, "make_accelerator", with_scaler)
 
-    monkeypatch.setattr(trainer, "make_accelerator", scaled)
+
+class Steep(Objective):
+    """Has gradients that are not finite in some forward passes, and counts the steps."""
+
+    def __init__(self, model: nn.Module, steep: range) -> None:
+        self.model, self.steep, self.passes, self.steps = model, steep, 0, 0
+
+    def extra_loss(self) -> Tensor:
+        weight = next(self.model.parameters())
+        self.passes += 1
+        return (weight - weight.detach()).sum().sqrt() if self.passes - 1 in self.steep else weight.new_zeros(())
+
+    def after_step(self) -> None:
+        self.steps += 1
+
+    def finish(self) -> int:
+        return self.steps
+
+
+@pytest.mark.usefixtures("scaled")
+def test_a_scaler_that_skips_every_step_stops_training(tmp_path: Path) -> None:
+    recipe, make = replace(QUICK, epochs=9), [lambda model: Steep(model, range(3, 1000))]
     with pytest.raises(TrainingError, match=rf"not finite even where losses are scaled by 4.9e-04.*{CHECKPOINT}"):
-        finetune(Convnet(), _data(), recipe=replace(QUICK, epochs=9), objectives=[lambda m: Steep(m, 5)], out=tmp_path)
+        finetune(Convnet(), _data(), recipe=recipe, objectives=make, out=tmp_path)
     assert all(value.isfinite().all() for value in load_checkpoint(tmp_path / CHECKPOINT)["model"].values())
+
+
+@pytest.mark.usefixtures("scaled")
+def test_schedules_count_the_steps_that_a_scaler_skips() -> None:
+    result = finetune(Convnet(), _data(), recipe=QUICK, objectives=[lambda model: Steep(model, range(2, 4))])
+    assert result.finished == (10,)
+    assert result.best["step"] == 10
 
 
 def _with_labels(labels: list[int]) -> TensorDataset:
@@ -491,6 +533,9 @@ def _upside_down(samples: list[Any]) -> Any:
         ({"optimizer": "adam"}, "sgd, adamw"),
         ({"precision": "fp8"}, "no, bf16, fp16"),
         ({"schedule": "cosin"}, "no schedule"),
+        ({"schedule": 3}, "schedule is 3"),
+        ({"lr": True}, "lr is True"),
+        ({"momentum": None}, "momentum is None"),
         ({"batch": 1.5}, "batch is 1.5"),
     ],
 )

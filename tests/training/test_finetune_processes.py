@@ -87,7 +87,7 @@ def test_killed_at_random_steps_it_ends_bit_for_bit_where_the_other_does(tmp_pat
 
 @pytest.mark.parametrize("accumulate", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path, accumulate: int) -> None:
-    options = {"epochs": 2, "lr": 0.05, "accumulate": accumulate, "clip": 1.0, "precision": None}
+    options = {"epochs": 2, "lr": 0.05, "accumulate": accumulate, "clip": 1.0, "precision": None, "unused": True}
     one = _run(tmp_path / "one", {**options, "batch": 16})
     two = _run(tmp_path / "two", {**options, "batch": 8}, processes=2)
     assert list(one) == list(two)
@@ -109,7 +109,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path, accumulate: 
 
 
 def test_pruning_while_training_takes_the_same_steps_in_two_processes(tmp_path: Path) -> None:
-    options = {"epochs": 10, "lr": 0.02, "schedule": "constant", "tpp": 0.5}
+    options = {"epochs": 10, "lr": 0.02, "schedule": "constant", "tpp": 0.5, "unused": True}
     one = _run(tmp_path / "one", {**options, "batch": 16})
     two = _run(tmp_path / "two", {**options, "batch": 8}, processes=2)
     gone = {name: [bool((row == 0).all()) for row in one[name]] for name in ("body.0.weight", "body.3.weight")}
