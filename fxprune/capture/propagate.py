@@ -38,6 +38,7 @@ class _Recorder(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule, mode: FakeTensorMode, record: Callable[[fx.Node, Any], None]) -> None:
         super().__init__(module)
+        self.extra_traceback = False  # the interpreter would add lines to the message of an error that says it all
         self.mode = mode
         self.record = record
 
