@@ -190,6 +190,10 @@ def _shapes(looks: Looks, **arguments: Any) -> Splits:
     if unknown := set(arguments) - set(known):
         raise InputError(f"shapes take no argument {sorted(unknown)[0]!r}; they take {', '.join(known)}")
     known |= arguments
+    if not isinstance(known["seed"], int) or isinstance(known["seed"], bool) or known["seed"] < 0:
+        raise InputError(f"shapes: seed={known['seed']!r} is no seed; give a whole number of 0 or above")
+    if not isinstance(known["difficulty"], int | float) or isinstance(known["difficulty"], bool):
+        raise InputError(f"shapes: difficulty={known['difficulty']!r} is no number; give one in [0, 1]")
     sets = []
     for part, name in enumerate(("train", "validation", "test")):
         if not isinstance(known[name], int) or isinstance(known[name], bool):

@@ -73,6 +73,8 @@ class TwoSided:
 def near_set(weight: Tensor, share: float) -> Tensor:
     """Return the weights of a layer that are to go to zero: those up to the quantile, but of each filter the largest.
 
+    Of weights of one size the first go, so that it is never more than the share.
+
     Args:
         weight: (filters, ...).
         share: In [0, 1).
@@ -81,8 +83,11 @@ def near_set(weight: Tensor, share: float) -> Tensor:
     count = min(round(share * sizes.numel()), sizes.numel() - 1)
     if count < 1:
         return torch.zeros_like(weight, dtype=torch.bool)
-    where = sizes <= sizes.flatten().kthvalue(count).values  # torch.quantile has a limit of 16 million
-    where.scatter_(1, sizes.argmax(1, keepdim=True), False)
+    edge = sizes.flatten().kthvalue(count).values  # torch.quantile has a limit of 16 million
+    spared = torch.zeros_like(sizes, dtype=torch.bool).scatter_(1, sizes.argmax(1, keepdim=True), True)
+    below, at = sizes < edge, (sizes == edge) & ~spared
+    first = at.flatten().cumsum(0).reshape(at.shape) <= count - below.sum()
+    where = (below & ~spared) | (at & first)
     return where.reshape(weight.shape)
 
 

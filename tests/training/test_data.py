@@ -56,6 +56,9 @@ def test_shapes_take_arguments_and_the_sets_do_not_depend_on_each_other() -> Non
         load_data("shapes", arguments={"colour": 1})
     with pytest.raises(InputError, match="no count"):
         load_data("shapes", arguments={"train": "many"})
+    for bad in ({"seed": "x"}, {"seed": -1}, {"difficulty": "hard"}, {"difficulty": 2}):
+        with pytest.raises(InputError, match=r"seed|difficulty"):
+            load_data("shapes", arguments=SMALL | bad)
 
 
 def test_a_fraction_is_of_every_class_and_nested() -> None:

@@ -339,3 +339,10 @@ def test_layers_that_are_not_trained_stay_as_they_are() -> None:
     assert torch.equal(weight, before)
     with pytest.raises(InputError, match=r"no layer has weights to drive to zero: .*conv2: its weight is not trained"):
         Hyperspherical.begin(traced, {"conv2": 0.5}, steps=10)
+
+
+def test_weights_of_one_size_are_no_more_than_the_share() -> None:
+    for weight in (torch.full((8, 8, 3, 3), 0.1), torch.tensor([[0.0, 0.0, 0.0, 0.0, 2.0, 2.0, 3.0, 1.0]])):
+        near = near_set(weight, 0.25)
+        assert int(near.sum()) == round(0.25 * weight.numel())
+        assert float(weight[near].abs().max()) <= float(weight[~near].abs().min())
