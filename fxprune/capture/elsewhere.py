@@ -125,7 +125,7 @@ def _first_unlike(model: nn.Module, module: fx.GraphModule, program: Any, inputs
         wrong = _difference(module, args, kwargs, expected)
         if wrong:
             name = f"a batch of {sizes[0]}" if 0 in sizes else f"images of {' x '.join(map(str, sizes.values()))}"
-            return f"at {name} the model's code does something else than the graph ({wrong})"
+            return f"a graph for any size is not what the model's code does with {name} ({wrong})"
     return ""
 
 
