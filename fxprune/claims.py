@@ -95,8 +95,9 @@ def check_outputs(before: Traced, after: Traced, was: Witness, *, changed: bool)
         raise VerifyError(f"left a graph that does not run: {error}") from error
     if len(leaves) != len(was.leaves):
         raise VerifyError(f"says it keeps the outputs, but gives {len(leaves)} in place of {len(was.leaves)}")
+    largest = max((top(leaf) for leaf in was.leaves if _is_float(leaf)), default=0.0)
     for position, (new, old) in enumerate(zip(leaves, was.leaves, strict=True)):
-        problem = _difference(new, old, was.tolerance)
+        problem = _difference(new, old, was.tolerance, largest)
         if problem:
             where = _first_difference(before, after, was)
             raise VerifyError(f"says it keeps the outputs, but output {position} {problem} (in {was.precision}){where}")
@@ -109,10 +110,12 @@ def check_outputs(before: Traced, after: Traced, was: Witness, *, changed: bool)
     return True
 
 
-def _difference(new: Any, old: Any, tolerance: float) -> str:
+def _difference(new: Any, old: Any, tolerance: float, largest: float) -> str:
     """Return how two outputs differ, in words; empty where they agree.
 
     Floats are relative to the largest value of their own output, and NaN may be where it was; all else has to be equal.
+    An output that is zero everywhere has no size that rounding could be compared with: ``largest``, that of all
+    outputs, takes its place, or 1 where all are zero (which proves nothing, and is refused for that).
     """
     if not isinstance(old, Tensor) or not isinstance(new, Tensor):
         return "" if type(new) is type(old) and new == old else f"is {new!r:.80} in place of {old!r:.80}"
@@ -124,7 +127,7 @@ def _difference(new: Any, old: Any, tolerance: float) -> str:
     gap = distance(new, old, same_nan=True)
     if math.isinf(gap):
         return "is not finite where it was, or the other way round, or infinite with another sign"
-    error = relative(gap, top(old))
+    error = relative(gap, top(old) or largest or 1.0)
     if error <= tolerance:
         return ""
     return f"differs by {error:.3g} of its largest value" if top(old) else f"differs by {gap:.3g} from zero"

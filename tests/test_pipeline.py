@@ -342,6 +342,40 @@ class Barred(nn.Module):
         return torch.where(torch.arange(4) < 3, self.f(x), float("-inf"))
 
 
+class TwoHeads(nn.Module):
+    """One of its heads is zero, as before a training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(6, 8)
+        nn.init.zeros_(self.b.weight)
+        nn.init.zeros_(self.b.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.a(x), self.b(x)
+
+
+def test_rounding_of_an_output_that_is_zero_is_no_difference() -> None:
+    traced = trace(TwoHeads().double(), torch.randn(2, 6, dtype=torch.float64))
+
+    def shifted(by: float) -> Doing:
+        return Doing(lambda module: assign(module.get_submodule("b"), "bias", torch.full((8,), by)))
+
+    assert Pipeline([shifted(1e-17)])(traced).report.changed
+    with pytest.raises(VerifyError, match="output 1 differs by"):
+        Pipeline([shifted(1e-7)])(traced)
+
+
+def test_a_model_of_zeros_is_refused_for_that() -> None:
+    model = TwoHeads().double()
+    nn.init.zeros_(model.a.weight)
+    nn.init.zeros_(model.a.bias)
+    traced = trace(model, torch.randn(2, 6, dtype=torch.float64))
+    tiny = Doing(lambda module: assign(module.get_submodule("b"), "bias", torch.full((8,), 1e-17)))
+    with pytest.raises(VerifyError, match="cannot be checked: every output of the model is a constant"):
+        Pipeline([tiny])(traced)
+
+
 def test_an_infinite_output_hides_no_other() -> None:
     model, other = Barred().double(), Barred().double()
     before, after = (trace(each, X[:, 0, 0].double()) for each in (model, other))

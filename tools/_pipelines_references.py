@@ -251,10 +251,14 @@ def _check_chosen(
 
 
 def _lamp(weight: Array, gone: Array) -> Array:
-    squares = np.where(gone, 0.0, weight**2)
-    rest = np.array([squares[squares >= each].sum() for each in squares.flatten()]).reshape(squares.shape)
-    scores: Array = np.divide(squares, rest, out=np.zeros_like(squares), where=rest > 0)
-    return scores
+    """Return each square over the sum of all that are not smaller; of equal ones the first counts as the smaller."""
+    squares = np.where(gone, 0.0, weight**2).flatten()
+    scores = np.zeros_like(squares)
+    rest = 0.0
+    for position in np.argsort(squares, kind="stable")[::-1]:
+        rest += squares[position]
+        scores[position] = squares[position] / rest if rest else 0.0
+    return scores.reshape(weight.shape)
 
 
 def _check_counts(
