@@ -492,3 +492,34 @@ def test_a_layer_that_no_output_depends_on_is_named() -> None:
     model, _, result = pruned(Idle, VECTOR)
     with pytest.raises(VerifyError, match=r"no output depends on unread, which therefore kept all channels"):
         result.apply_to(model)
+
+
+class DeadAtFirst(nn.Module):
+    """Its second layer gives zeros unless an input is small enough."""
+
+    def __init__(self, bias: float) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        with torch.no_grad():
+            self.b.weight.copy_(-torch.eye(4))
+            self.b.bias.fill_(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(F.relu(self.b(F.relu(self.a(x)))))
+        return found
+
+
+def test_code_is_compared_where_the_outputs_move() -> None:
+    """Without its first layer the code still has that layer's activation, which shows only where the next is alive."""
+    example = torch.randn(2, 4)
+    lows = [float(trace_of(DeadAtFirst(0.0), example).inputs(seed=seed)[0][0].min()) for seed in range(1, 5)]
+    later = min(lows[1:])
+    assert later < lows[0] < 0
+    model = DeadAtFirst((later + lows[0]) / 2)
+    traced = passes.RemoveLayers(["a"], verify=False)(trace_of(model, example)).traced
+    with pytest.raises(VerifyError, match="cannot do without the removed layers"):
+        apply_to(traced, model)
+
+
+def trace_of(model: nn.Module, example: Tensor) -> fxprune.Traced:
+    return fxprune.trace(model.eval(), example)
