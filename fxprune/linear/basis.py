@@ -183,6 +183,10 @@ def _block(module: fx.GraphModule, path: str, called: Mapping[str, fx.Node], use
         why = why_not_plain(layer) or why_not_alone(module, node, uses)
         if why or not isinstance(layer, LAYERS):
             return f"of {node.target}: {why or f'it is a {type(layer).__name__}'}"
+    container = module.get_submodule(path)
+    others = {*container._modules, *container._parameters, *container._buffers} - {"basis", "mix", "scales"}
+    if others:  # such as the slope of an activation behind its mix: it would go with the container
+        return f"{path} also holds {', '.join(sorted(others))}, which would go with it"
     scaling = _scaling(module, path, basis, mix)
     if isinstance(scaling, str):
         return scaling

@@ -15,7 +15,14 @@ from fxprune.deploy.parity import check_parity
 from fxprune.errors import InputError
 from fxprune.linear.basis import singular_values, whole_blocks, with_vectors_dropped
 from fxprune.linear.basis_budget import choose_vectors
-from fxprune.passes import CalibrateBatchNorm, DecomposeBasis, FuseBatchNorm, MergeBasis, PruneChannels
+from fxprune.passes import (
+    CalibrateBatchNorm,
+    DecomposeBasis,
+    FuseBatchNorm,
+    LinearizeActivations,
+    MergeBasis,
+    PruneChannels,
+)
 from fxprune.pipeline import Pipeline, Result
 from fxprune.planning import make_plan
 from fxprune.planning.cost import count
@@ -239,3 +246,13 @@ def test_exported_with_scales_and_as_pairs(tmp_path: Path) -> None:
         report = export_onnx(each, tmp_path / f"{number}.onnx")
         check_parity(each, report.path).require(1e-5)
     assert (tmp_path / "1.onnx").stat().st_size < (tmp_path / "0.onnx").stat().st_size
+
+
+@pytest.mark.parametrize("step", [MergeBasis(most=0.0), DecomposeBasis(reorthonormalize=True)])
+def test_a_layer_that_holds_something_else_too_stays(step: MergeBasis | DecomposeBasis) -> None:
+    """The slope of the activation behind it would go with the container."""
+    decomposed = network(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))
+    traced = Pipeline([LinearizeActivations(["0.mix"], share=0.3)])(decomposed).traced
+    result = Pipeline([step])(traced)
+    assert "0 also holds mix_activation" in next(skip.why for skip in result.report[0].skips if skip.place == "0")
+    close(result.traced, traced)
