@@ -6,7 +6,7 @@ import copy
 import os
 import traceback
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def compare(traced: Traced, model: nn.Module) -> Agreement:
     """Compare a model's own code, or that of its regions, with the graph: all tensors, as :func:`difference` does.
 
     Where the outputs do not move with the inputs (what lies before them may be dead behind a ReLU), equal ones prove
-    little, and other inputs are compared too, until they do.
+    little, and other inputs are compared too, until they do; a note says so where they never do.
 
     Raises:
         VerifyError: They differ, or the code does not run.
@@ -60,7 +60,11 @@ def compare(traced: Traced, model: nn.Module) -> Agreement:
         if _moves(outputs, before):
             return worst
         before = outputs
-    return worst
+    still = (
+        f"the outputs of {type(model).__name__} were the same for every input that was tried, so that comparing its "
+        "code with the graph showed little; compare them on data of your own"
+    )
+    return replace(worst, note=still if before else "")
 
 
 def _compare_at(traced: Traced, model: nn.Module, seed: int) -> tuple[Agreement, list[Tensor]]:

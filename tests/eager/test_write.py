@@ -521,5 +521,12 @@ def test_code_is_compared_where_the_outputs_move() -> None:
         apply_to(traced, model)
 
 
+@pytest.mark.parametrize(("bias", "notes"), [(-100.0, 1), (100.0, 0)])
+def test_code_whose_outputs_never_move_is_written_with_a_note(bias: float, notes: int) -> None:
+    model = DeadAtFirst(bias)
+    applied = apply_to(trace_of(model, torch.randn(2, 4)), model)
+    assert sum("the same for every input that was tried" in note for note in applied.notes) == notes
+
+
 def trace_of(model: nn.Module, example: Tensor) -> fxprune.Traced:
     return fxprune.trace(model.eval(), example)
