@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.accepted import packed
 from fxprune.capture.agreement import difference
+from fxprune.capture.elsewhere import unlike_at_another_batch
 from fxprune.capture.normal_form import as_layers, normalised
 from fxprune.capture.program import at_least_two, export_program, in_order, is_open
 from fxprune.capture.propagate import propagate
@@ -63,6 +64,10 @@ class SubGraph:
 
 class OtherFunction(CaptureError):
     """A graph of a sub-module does not compute what the sub-module did."""
+
+
+class _OtherBatch(CaptureError):
+    """A sub-module decides by the number of samples, so that its graph is none for any."""
 
 
 def capture_calls(module: nn.Module, calls: Sequence[Observed], dynamic: bool) -> list[SubGraph]:
@@ -133,7 +138,14 @@ def _graph(module: nn.Module, calls: list[Inputs], varying: Sequence[tuple[int, 
     shapes = in_order(pytree.tree_unflatten(specs, nested))
     doubled = at_least_two(*given)
     try:
-        return _exported(module, doubled, calls, shapes, doubled=True)
+        graph = _exported(module, doubled, calls, shapes, doubled=True)
+        if doubled[0] is not given[0] and not any(0 in dims for dims in graph.free):
+            raise _OtherBatch("the model's code fixes it")  # then it is fixed at one sample, not at the two made of it
+        return graph
+    except _OtherBatch as error:
+        closed = _exported(module, given, calls, None)
+        closed.notes.append(f"the batch is static at {_batch(given)}: {error}")
+        return closed
     except FxPruneError:
         if doubled[0] is given[0]:
             raise
@@ -144,6 +156,10 @@ def _exported(module: nn.Module, given: Inputs, calls: list[Inputs], shapes: Any
     program, _, before = export_program(module, *given, shapes)
     plain, more = normalised(program, module)
     trial = as_layers(module, fx.GraphModule(plain, copy.deepcopy(plain.graph)))
+    if shapes is not None:
+        wrong = unlike_at_another_batch(module, trial, program, given, one=bool(before.outputs))
+        if wrong:
+            raise _OtherBatch(wrong)
     propagate(trial, *given)
     return SubGraph(plain, trial, _free(program), program.call_spec.out_spec, calls, doubled, [*before.notes, *more])
 

@@ -93,3 +93,29 @@ def test_other_sizes_than_a_graph_is_for_are_refused() -> None:
     for shape in ((2, 3, 12, 8), (2, 3, 8)):
         with pytest.raises(InputError, match=r"sizes \[any, 3, 8, 8\].*dynamic_size=True"):
             traced.run((normal(*shape),))
+
+
+class Around(nn.Module):
+    """Decides by values, so that it is captured by region, and calls one that decides by the number of samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(3, 4, 1), Deciding(lambda shape: shape[0] > 2))
+        self.inner[0] = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x)
+        return y if float(y.abs().max()) > 1e3 else y[:, : 1 + int(float(y.sum()) > 1e6)]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_a_region_that_decides_by_the_number_of_samples_has_its_own(batch: int) -> None:
+    model = Around().eval()
+    x = normal(batch, 3, 8, 8)
+    traced = trace(model, x)
+    assert traced.regions is not None
+    assert any(note.startswith("inner: the batch is static at") for note in traced.notes)
+    with torch.no_grad():
+        (found,) = traced.run((x,))
+        assert torch.allclose(found, model.inner(x), atol=1e-5)
+    assert not traced.batch_is_dynamic
