@@ -46,13 +46,19 @@ def read(path: Path) -> dict[str, Any]:
     return results
 
 
-def append(path: Path, record: dict[str, Any]) -> None:
-    """Add one record in one step, beside whoever else does so."""
+def append(path: Path, key: dict[str, Any], record: dict[str, Any]) -> None:
+    """Add the record of a trial in one step, beside whoever else does so; the first of two that ran it counts."""
     with _locked(path):
         results = read(path)
+        if _has(results, key):
+            return
         results["machine"] = {"torch": torch.__version__, **machine()}
         results["trials"].append(record)
         _write(path, json.dumps(results, indent=1) + "\n")
+
+
+def _has(results: dict[str, Any], key: dict[str, Any]) -> bool:
+    return any(key.items() <= record.items() for record in results["trials"])
 
 
 @contextlib.contextmanager
@@ -108,12 +114,12 @@ def main(words: list[str] | None = None) -> int:
             wanted = ((options.ratios, trial.ratio), (options.seeds, trial.seed), (options.methods, trial.method))
             if any(chosen is not None and value not in chosen for chosen, value in wanted):
                 continue
-            if any(trial.key.items() <= record.items() for record in read(options.out)["trials"]):
+            if _has(read(options.out), trial.key):
                 continue
             if options.budget_minutes is not None and time.perf_counter() - start >= 60 * options.budget_minutes:
                 break
             record = experiment.run_trial(trial, options.cache)
-            append(options.out, record)
+            append(options.out, trial.key, record)
             print(json.dumps(record), flush=True)
         if options.markdown:
             records = read(options.out)["trials"]

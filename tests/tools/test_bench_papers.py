@@ -42,10 +42,10 @@ def test_nothing_is_started_when_the_time_is_over(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "page.md").read_text().count("*Not measured*") == len(_papers_tpp.RATIOS)
 
 
-def test_runs_that_share_a_file_lose_no_record(tmp_path: Path) -> None:
+def test_runs_that_share_a_file_lose_no_record_and_keep_none_twice(tmp_path: Path) -> None:
     out = tmp_path / "r.json"
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda number: bench_papers.append(out, {"number": number}), range(24)))
+        list(pool.map(lambda n: bench_papers.append(out, {"number": n % 24}, {"number": n % 24}), range(36)))
     assert sorted(record["number"] for record in bench_papers.read(out)["trials"]) == list(range(24))
 
 
