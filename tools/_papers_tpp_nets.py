@@ -124,8 +124,7 @@ def page(results: list[dict[str, Any]], scale: str) -> str:
     for task, net in PAIRS:
         if task not in SCALES[scale]:
             continue
-        digest = SCALES[scale][task].digest
-        found = [r for r in results if r["experiment"] == "tpp-nets" and r["settings"] == digest and r["net"] == net]
+        found = _found(results, scale, task, net)
         parts.append(f"### {_NAMES[net]} on {task}\n")
         if not found:
             parts.append(f"*Not measured*; `{COMMAND}`.\n")
@@ -138,6 +137,11 @@ def page(results: list[dict[str, Any]], scale: str) -> str:
         lines = [line for ratio in sorted(RATIOS) for line in _gaps(ratio, [r for r in found if r["ratio"] == ratio])]
         parts.append("\n" + "\n".join([*lines, *_mechanism(found)]) + "\n")
     return "\n".join(parts)
+
+
+def _found(results: list[dict[str, Any]], scale: str, task: str, net: str) -> list[dict[str, Any]]:
+    digest = SCALES[scale][task].digest
+    return [r for r in results if r["experiment"] == "tpp-nets" and (r["settings"], r["net"]) == (digest, net)]
 
 
 _NAMES = {"resnet": "ResNet-20", "mobilenet": "MobileNet"}
@@ -200,3 +204,36 @@ def _mechanism(rows: list[dict[str, Any]]) -> list[str]:
     if not moved:
         return []
     return [f"- The cut moves accuracy by at most {max(moved):.2f} points where filters were pulled to zero"]
+
+
+# ---------------------------------------------------------------- picture
+
+
+def plot(results: list[dict[str, Any]], scale: str, path: Path) -> None:
+    """Draw accuracy over what is removed, for each network, method and rate, with standard deviations."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 3.8), layout="constrained")
+    for number, (task, net) in enumerate(PAIRS, 1):
+        axes = figure.add_subplot(1, len(PAIRS), number)
+        found = [] if task not in SCALES[scale] else _found(results, scale, task, net)
+        for color, method in enumerate(METHODS):
+            for name, said, style in (("tuned", "the higher rate", "o-"), ("slower", "the lower rate", "x:")):
+                groups = [
+                    (ratio, [100 * r[name] for r in found if (r["method"], r["ratio"]) == (method, ratio)])
+                    for ratio in sorted(RATIOS)
+                ]
+                points = [(100 * ratio, statistics.fmean(g), _deviation(g)) for ratio, g in groups if g]
+                x, y, error = zip(*points, strict=True) if points else ((), (), ())
+                axes.errorbar(x, y, error, fmt=style, color=f"C{color}", label=f"{method}, {said}", capsize=3)
+        axes.set_title(f"{_NAMES[net]} on {task}", fontsize="medium")
+        axes.set_xlabel("filters removed, %")
+        axes.set_ylim(0, 100)
+        if number == 1:
+            axes.set_ylabel("accuracy, %")
+            axes.legend(fontsize="small", loc="lower left")
+    figure.savefig(path, format="png", dpi=90)
+
+
+def _deviation(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0

@@ -66,7 +66,7 @@ def test_a_page_without_records_says_so(tmp_path: Path) -> None:
 
 def test_each_trial_is_made_once() -> None:
     found = _papers_fly.trials("small")
-    assert len(found) == len(set(found)) == 5 * (3 * 7 + 5)
+    assert len(found) == len(set(found)) == 5 * (len(_papers_fly.PLACES) * 7 + 5)
 
 
 def test_sides_of_weights_that_are_parted_and_of_random_ones() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("matplotlib")
+
 from tools import _papers_tpp_nets, bench_papers
 
 
@@ -27,6 +29,7 @@ def test_the_same_filters_go_either_way(tmp_path: Path) -> None:
     assert "### ResNet-20 on digits" in text
     assert "| 50% | tpp | 1 | 25.2% |" in text
     assert "| 90% | l1 | *not measured* |" in text
+    assert (tmp_path / "page-tpp-nets.png").read_bytes().startswith(b"\x89PNG")
     assert bench_papers.main(words) == 0
     assert json.loads(out.read_text())["trials"] == records  # nothing runs twice
 
@@ -37,9 +40,10 @@ def test_gaps_are_taken_seed_by_seed() -> None:
         for seed in (0, 1)
         for method, base, cost in (("l1", 0.5, 0.2), ("tpp", 0.75, 0.05))
     ]
-    tuned, slower, less = _papers_tpp_nets._gaps(0.9, rows)
+    tuned, slower, better, less = _papers_tpp_nets._gaps(0.9, rows)
     assert tuned.startswith("- 90%: `tpp` - `l1`: +25.0 points, 95 % interval [+25.0, +25.0], which excludes 0")
     assert slower.startswith("- 90%: `tpp` - `l1`, slower: +40.0 points")
+    assert better.startswith("- 90%: `tpp` - `l1`, each at its better rate: +25.0 points")
     assert "20.0 points for `l1`, 5.0 for `tpp`; the difference: +15.0 points" in less
     assert _papers_tpp_nets._gaps(0.9, rows[:2]) == []
 
