@@ -8,6 +8,7 @@ or never single weights (norms, the new head, and scales where there are some).
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ class Run:
         merged = Pipeline([MergeBasis()])(traced).traced
         images = data_for(self.case)[2].images[:100].double()
         double = traced.with_module(copy.deepcopy(traced.module).double())
-        double = Traced(double.module, tuple(arg.double() for arg in traced.args), name=traced.name)
+        double = dataclasses.replace(double, args=tuple(arg.double() for arg in traced.args))
         (was,), (now,) = (each.run((images,)) for each in (double, MergeBasis()(double).traced))
         error = float((was - now).abs().max() / was.abs().max())
         self.facts["merge_float64"] = max(error, self.facts.get("merge_float64", 0.0))

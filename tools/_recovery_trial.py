@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import time
 from dataclasses import dataclass
@@ -226,7 +227,7 @@ def check_collapse(expanded: Traced, collapsed: Traced, pruned: Traced, images: 
     if count(collapsed) != count(pruned):
         raise VerifyError(f"the collapsed net costs {count(collapsed)}, the pruned one {count(pruned)}")
     double = expanded.with_module(copy.deepcopy(expanded.module).double())
-    double = Traced(double.module, tuple(arg.double() for arg in expanded.args), name=expanded.name)
+    double = dataclasses.replace(double, args=tuple(arg.double() for arg in expanded.args))
     found = {
         "collapse_float64": _distance(double, Reparameterize(only_blocks=True)(double).traced, images.double()),
         "collapse_float32": _distance(expanded, collapsed, images),

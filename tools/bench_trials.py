@@ -120,7 +120,7 @@ def main(words: list[str] | None = None) -> int:
             if any(about.items() <= record.items() for record in read(options.out)["trials"]):
                 continue
             record = {**about, "load": load_average(), **measure(EXECUTORS[name](workers=workers), trials)}
-            append(options.out, record)
+            append(options.out, about, record)
             print(json.dumps(record), flush=True)
     records = [record for record in read(options.out)["trials"] if same.items() <= record.items()]
     _check_the_same(records)

@@ -434,7 +434,7 @@ def test_explanation_leads_to_what_froze_it() -> None:
     text = str(groups_of("argmax_channels").explain("stem.weight"))
     assert "stem.weight" in text
     assert "argmax" in text
-    assert "tests/networks/reductions.py:" in text, "the line of the model"
+    assert "networks/reductions.py:" in text, "the line of the model"
 
 
 def test_explanation_of_an_operator_without_rule_names_it() -> None:

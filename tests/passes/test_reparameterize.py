@@ -327,7 +327,7 @@ def test_random_programs(model: nn.Module) -> None:
         model(torch.ones(1, 4, 8, 9, dtype=torch.float64))
     except RuntimeError:  # there is less than a kernel left
         assume(False)
-    result = Pipeline([Reparameterize(even_if_larger=True)])(trace(model, IMAGE.double()))
+    result = Pipeline([Reparameterize(even_if_larger=True)])(trace(model, IMAGE.double(), dynamic_size=True))
     for height, width in ((9, 9), (10, 13), (12, 11), (8, 17)):
         value = torch.randn(2, 4, height, width, dtype=torch.float64)
         with torch.no_grad():

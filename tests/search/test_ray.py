@@ -22,6 +22,7 @@ from search.test_processes import is_alive, run, wait_until
 from fxprune.errors import EnvironmentProblem, InputError
 from fxprune.search import Event, InProcess, RayCluster, Store, Trial, TrialResult, run_trials
 from fxprune.search.executors import ray_cluster
+from fxprune.search.trials import folder_of
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("default")]  # Ray's own warnings are not ours
 ray: Any = pytest.importorskip("ray", reason="ray is not installed: pip install 'fxprune[ray]'")
@@ -51,8 +52,8 @@ def test_results_are_those_of_one_process(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("cluster")
 def test_a_killed_worker_is_replaced_and_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
-    trial = Trial(options={"sleep": 0.4, "steps": 8})
     other = Trial(seed=1, options={"sleep": 0.4, "steps": 8})
+    trial = Trial(options={"sleep": 0.4, "steps": 8, "beside": folder_of(Path(), other).name})
     events: list[Event] = []
     with Store.open(tmp_path, {}) as store:
         folder = store.folder_of(trial)
@@ -75,7 +76,7 @@ def test_a_killed_worker_is_replaced_and_goes_on_from_the_checkpoint(tmp_path: P
     assert (results[trial.key].attempts, results[other.key].attempts) == (2, 1)
     assert [event.kind for event in events if event.key == trial.key] == ["started", "lost", "started", "finished"]
     assert [outcome for _, outcome, _ in attempts] == ["lost", "done"]
-    (alone,) = run(tmp_path / "alone", [trial], InProcess(), works.count)
+    (alone,) = run(tmp_path / "alone", [Trial(options={"steps": 8})], InProcess(), works.count)
     assert alone.accuracy == results[trial.key].accuracy
 
 
