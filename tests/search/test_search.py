@@ -227,9 +227,12 @@ def test_candidates_lie_between_points_that_have_accuracies(found: tuple[SearchR
     assert _reached(result.space, result.measured) == result.space
 
 
-def measured_search(asked: Request, parent: Path, tries: int = 3) -> tuple[Path, SearchResult]:
+def measured_search(
+    asked: Request, parent: Path, monkeypatch: pytest.MonkeyPatch, tries: int = 3
+) -> tuple[Path, SearchResult]:
     """Search by real times; on a machine with other work the layers of so small a net may seem to cost nothing."""
     for number in range(tries):
+        monkeypatch.setenv("FXPRUNE_CACHE", str(parent / f"probes-{number}"))  # what was found under load stays
         try:
             return parent / str(number), search(
                 SUBJECT, subjects.train_and_evaluate, asked, folder=parent / str(number)
@@ -243,7 +246,7 @@ def measured_search(asked: Request, parent: Path, tries: int = 3) -> tuple[Path,
 def test_measured_latency_is_a_budget_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Request(latency=0.8, epochs=(0, 0), points=1, dimensions=("width", "resolution"), choices=CHOICES)
     asked = dataclasses.replace(asked, measuring=dataclasses.replace(asked.measuring, seconds=2.0))
-    tmp_path, result = measured_search(asked, tmp_path)
+    tmp_path, result = measured_search(asked, tmp_path, monkeypatch)
     assert result.chosen.cost <= 0.8
     assert CHOSEN not in result.alternatives
     assert all(each.cost > 0 for each in result.measured)
