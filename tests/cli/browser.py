@@ -15,7 +15,7 @@ from typing import Any
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, _NAMES)), None) if os.name == "posix" else None  # pipes as descriptors
-_SECONDS = 60  # for all that one test asks; then the browser is ended, and what waits for it fails
+_SECONDS = 240  # for all that one test asks; then the browser is ended, and what waits for it fails
 
 
 class Page:
@@ -111,3 +111,35 @@ class Page:
             case "Runtime.consoleAPICalled" if params["type"] in ("error", "warning"):
                 self.problems.append(json.dumps(params))
         return message
+
+
+def check_page(file: Path, title: str, sections: list[str], also: str = "true") -> None:
+    """Look at a report in a wide and a narrow window, light and dark: nothing is missing, spilt, or loaded from outside.
+
+    Args:
+        file: The page.
+        title: Its heading.
+        sections: Names of its sections, in order.
+        also: A JavaScript expression that holds in each view.
+    """
+    backgrounds = set()
+    with Page() as page:
+        for width, scheme in ((1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")):
+            page.open(file, width, scheme)
+            page.run("document.querySelectorAll('details').forEach(part => part.open = true)")
+            assert page.run("innerWidth") == width
+            assert page.run("document.documentElement.scrollWidth") <= width
+            spilt = "[...document.querySelectorAll('section, .card')].filter(s => s.scrollWidth > s.clientWidth)"
+            assert page.run(f"{spilt}.map(s => s.id || s.className)") == []
+            seen = "[...document.querySelectorAll('section')].filter(s => s.offsetHeight > 60).map(s => s.id)"
+            assert page.run(seen) == sections
+            assert page.run("document.querySelectorAll('script, img, link, iframe').length") == 0
+            assert page.run("document.querySelector('h1').innerText") == title
+            assert page.run(also) is True
+            backgrounds.add(page.run("getComputedStyle(document.body).backgroundColor"))
+        assert page.problems == []
+        assert set(page.requests) == {file.as_uri()}
+        picture = file.with_suffix(".png")
+        page.screenshot(picture)
+    assert len(backgrounds) == 2
+    assert picture.stat().st_size > 10_000

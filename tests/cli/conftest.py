@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 import fxprune
 from fxprune.cli.main import app
 
+pytest.register_assert_rewrite("cli.browser")  # what it found is said where an assertion fails
+
 MODEL = """
 import torch
 from torch import nn

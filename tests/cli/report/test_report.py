@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.browser import CHROMIUM, Page
+from cli.browser import CHROMIUM, Page, check_page
 from typer.testing import CliRunner
 
 from fxprune.cli.main import app
@@ -121,25 +121,7 @@ def any_report(request: pytest.FixtureRequest, report: dict[str, Any]) -> dict[s
 def test_a_browser_shows_the_page(any_report: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     file.write_text(render(any_report), encoding="utf-8")
-    backgrounds = set()
-    with Page() as page:
-        for width, scheme in ((1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")):
-            page.open(file, width, scheme)
-            page.run("document.querySelectorAll('details').forEach(part => part.open = true)")
-            assert page.run("innerWidth") == width
-            assert page.run("document.documentElement.scrollWidth") <= width
-            spilt = "[...document.querySelectorAll('section, .card')].filter(s => s.scrollWidth > s.clientWidth)"
-            assert page.run(f"{spilt}.map(s => s.id || s.className)") == []
-            seen = "[...document.querySelectorAll('section')].filter(s => s.offsetHeight > 60).map(s => s.id)"
-            assert page.run(seen) == [name for name, _ in sections(any_report)]
-            assert page.run("document.querySelectorAll('script, img, link, iframe').length") == 0
-            assert page.run("document.querySelector('h1').innerText") == any_report["model"]
-            backgrounds.add(page.run("getComputedStyle(document.body).backgroundColor"))
-        assert page.problems == []
-        assert set(page.requests) == {file.as_uri()}
-        page.screenshot(tmp_path / "report.png")
-    assert len(backgrounds) == 2
-    assert (tmp_path / "report.png").stat().st_size > 10_000
+    check_page(file, any_report["model"], [name for name, _ in sections(any_report)])
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
