@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.agreement import difference, is_random
-from fxprune.capture.program import is_open
+from fxprune.capture.program import open_dimensions
 from fxprune.capture.propagate import flat_inputs
 from fxprune.capture.untouched import copied, running
 
@@ -25,6 +25,8 @@ _TRIED = 2
 Sizes = dict[int, int]
 """Dimension -> size."""
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+Opened = tuple[tuple[int, ...], ...]
+"""For each input in flat order, the dimensions that may have any size."""
 
 
 def unlike_at_another_batch(
@@ -39,65 +41,68 @@ def unlike_at_another_batch(
         inputs: The example inputs.
         one: Whether to run a batch of one, which no guard tells of.
     """
-    batch = next((leaf.shape[0] for leaf, dims in _opened(program, inputs) if 0 in dims), None)
+    opened = open_dimensions(program)
+    batch = next((leaf.shape[0] for leaf, dims in zip(flat_inputs(*inputs), opened, strict=True) if 0 in dims), None)
     if batch is None:
         return ""
     others = [{0: n} for n in (batch + 1, 2 * batch, 2 * batch + 1, 3 * batch, 8 * batch, 61, 64, *range(2, batch))]
     tried = [{0: 1}] if one and batch > 1 else []
-    return _first_unlike(model, module, program, inputs, [*tried, *islice(_guarded(program, inputs, others), _TRIED)])
+    tried += islice(_guarded(program, inputs, opened, others), _TRIED)
+    return _first_unlike(model, module, inputs, opened, tried)
 
 
 def unlike_at_another_size(model: nn.Module, module: fx.GraphModule, program: Any, inputs: Inputs) -> str:
     """Say at which height and width the model computes something else than its graph, "" where none is found."""
-    found = [(leaf.shape, dims) for leaf, dims in _opened(program, inputs) if 2 in dims or 3 in dims]
+    opened = open_dimensions(program)
+    pairs = zip(flat_inputs(*inputs), opened, strict=True)
+    found = [(leaf.shape, dims) for leaf, dims in pairs if 2 in dims or 3 in dims]
     if not found:
         return ""
     shape, dims = found[0]
     others: list[Sizes] = [
         {d: round(shape[d] * scale) for d in (2, 3) if d in dims} for scale in (1.5, 2, 0.5, 1.25, 3, 4)
     ]
-    return _first_unlike(model, module, program, inputs, list(islice(_guarded(program, inputs, others), _TRIED)))
+    tried = list(islice(_guarded(program, inputs, opened, others), _TRIED))
+    return _first_unlike(model, module, inputs, opened, tried)
 
 
-def _opened(program: Any, inputs: Inputs) -> list[tuple[Tensor, tuple[int, ...]]]:
-    """Return the tensors among the inputs, each with the dimensions that the program left open."""
-    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-    given = [values.get(name) for name in program.graph_signature.user_inputs]
-    pairs = zip(flat_inputs(*inputs), given, strict=True)
-    return [(x, _open_of(v)) for x, v in pairs if isinstance(x, Tensor)]
-
-
-def _open_of(value: Any) -> tuple[int, ...]:
-    return tuple(d for d, size in enumerate(value.shape) if is_open(size)) if isinstance(value, Tensor) else ()
-
-
-def _guarded(program: Any, inputs: Inputs, others: list[Sizes]) -> Iterator[Sizes]:
-    """Yield the sizes that break a guard of the program."""
+def _guarded(program: Any, inputs: Inputs, opened: Opened, others: list[Sizes]) -> Iterator[Sizes]:
+    """Yield the sizes that break a guard of the program, each once."""
     module = program.module()
     calls = [node for node in module.graph.nodes if str(node.target).startswith("_guards_fn")]
     places = {node: k for k, node in enumerate(module.graph.find_nodes(op="placeholder"))}
-    for sizes in others:
-        leaves = pytree.tree_leaves(
-            _at(program, inputs, sizes, lambda leaf, shape: leaf.new_empty(shape, device="meta"))
-        )
-        for call in calls:
-            try:
-                module.get_submodule(str(call.target))(*[leaves[places[node]] for node in call.args])
-            except Exception:  # a failed assertion; or what no guard can be read of, which is tried as well
-                yield sizes
+    for sizes in [each for k, each in enumerate(others) if each not in others[:k]]:
+        leaves = flat_inputs(*_at(inputs, opened, sizes, _empty))
+        if any(
+            _breaks(module.get_submodule(str(call.target)), [leaves[places[n]] for n in call.args]) for call in calls
+        ):
+            yield sizes
 
 
-def _at(program: Any, inputs: Inputs, sizes: Sizes, make: Callable[[Tensor, list[int]], Tensor]) -> Inputs:
+def _breaks(guard: nn.Module, leaves: list[Any]) -> bool:
+    try:
+        guard(*leaves)
+    except Exception:  # a failed assertion; or what no guard can be read of, which is tried as well
+        return True
+    return False
+
+
+def _at(inputs: Inputs, opened: Opened, sizes: Sizes, make: Callable[[Tensor, list[int]], Tensor]) -> Inputs:
     """Return the inputs with other sizes in those of their dimensions that are open."""
-    opened = {id(leaf): dims for leaf, dims in _opened(program, inputs)}
 
-    def other(leaf: Any) -> Any:
+    def other(leaf: Any, dims: tuple[int, ...]) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        return make(leaf, [sizes.get(d, n) if d in opened[id(leaf)] else n for d, n in enumerate(leaf.shape)])
+        return make(leaf, [sizes.get(d, n) if d in dims else n for d, n in enumerate(leaf.shape)])
 
-    found: Inputs = pytree.tree_map(other, inputs)
+    leaves, nested = pytree.tree_flatten(inputs)
+    found: Inputs = pytree.tree_unflatten(list(map(other, leaves, opened)), nested)
     return found
+
+
+def _empty(leaf: Tensor, shape: list[int]) -> Tensor:
+    """Return a tensor of a shape that holds nothing."""
+    return leaf.new_empty(shape, device="meta")
 
 
 def _tiled(leaf: Tensor, shape: list[int]) -> Tensor:
@@ -108,12 +113,12 @@ def _tiled(leaf: Tensor, shape: list[int]) -> Tensor:
     return leaf
 
 
-def _first_unlike(model: nn.Module, module: fx.GraphModule, program: Any, inputs: Inputs, tried: list[Sizes]) -> str:
+def _first_unlike(model: nn.Module, module: fx.GraphModule, inputs: Inputs, opened: Opened, tried: list[Sizes]) -> str:
     """Run the model and its graph at other sizes; say where they differ. What the model refuses, it need not be."""
     if is_random(module.graph):
         return ""
     for sizes in tried:
-        args, kwargs = _at(program, inputs, sizes, _tiled)
+        args, kwargs = _at(inputs, opened, sizes, _tiled)
         if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in pytree.tree_leaves((args, kwargs))):
             return ""
         try:

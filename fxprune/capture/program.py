@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.no_graph import explain, first_line
@@ -95,7 +96,7 @@ def export_program(
     if shapes is not None:
         try:
             program = _export(model, args, kwargs, shapes)
-            if _batch_is_symbolic(program):
+            if any(0 in dims for dims in open_dimensions(program)):
                 shapes, more = _really_open(program, args, kwargs, shapes)
                 notes += more
                 return program, shapes, before
@@ -174,16 +175,15 @@ def _batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
 
 def _really_open(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> tuple[Any, list[str]]:
     """Return the open dimensions without the heights and widths that the model's code fixes, and notes of these."""
-    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-    given = iter([values.get(name) for name in program.graph_signature.user_inputs])
+    given = iter(open_dimensions(program))
     notes: list[str] = []
 
     def keep(leaf: Any) -> Any:
-        value = next(given)
+        opened = next(given)
         if not isinstance(leaf, Tensor) or not leaf.ndim:
             return None
         asked = [0, 2, 3] if is_images(leaf) else [0]
-        found = [d for d in asked if isinstance(value, Tensor) and is_open(value.shape[d])]
+        found = [d for d in asked if d in opened]
         for d, name in ((2, "height"), (3, "width")):
             if d in asked and d not in found and _asks(shapes, d):
                 notes.append(f"the {name} of images is fixed at {leaf.shape[d]}: the model's code fixes it")
@@ -201,10 +201,12 @@ def _asks(shapes: Any, dimension: int) -> bool:
     return isinstance(shapes, (tuple, list)) and any(_asks(part, dimension) for part in shapes)
 
 
-def _batch_is_symbolic(program: Any) -> bool:
-    users = set(program.graph_signature.user_inputs)
-    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in users]
-    return any(isinstance(v, Tensor) and v.ndim and is_open(v.shape[0]) for v in values)
+def open_dimensions(program: Any) -> tuple[tuple[int, ...], ...]:
+    """Return for each input of an exported program, in flat order, the dimensions that may have any size."""
+    pairs = zip(program.graph.find_nodes(op="placeholder"), program.graph_signature.input_specs, strict=True)
+    values = [node.meta.get("val") for node, spec in pairs if spec.kind is InputKind.USER_INPUT]
+    shapes = [value.shape if isinstance(value, Tensor) else () for value in values]
+    return tuple(tuple(d for d, size in enumerate(shape) if is_open(size)) for shape in shapes)
 
 
 def is_open(size: Any) -> bool:

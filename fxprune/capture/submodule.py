@@ -15,7 +15,7 @@ from fxprune.capture.accepted import packed
 from fxprune.capture.agreement import difference
 from fxprune.capture.elsewhere import unlike_at_another_batch
 from fxprune.capture.normal_form import as_layers, normalised
-from fxprune.capture.program import at_least_two, export_program, in_order, is_open
+from fxprune.capture.program import at_least_two, export_program, in_order, open_dimensions
 from fxprune.capture.propagate import propagate
 from fxprune.capture.recording import Inputs, Observed, set_random_state
 from fxprune.capture.regions import first_size
@@ -161,21 +161,15 @@ def _exported(module: nn.Module, given: Inputs, calls: list[Inputs], shapes: Any
         if wrong:
             raise _OtherBatch(wrong)
     propagate(trial, *given)
-    return SubGraph(plain, trial, _free(program), program.call_spec.out_spec, calls, doubled, [*before.notes, *more])
+    return SubGraph(
+        plain, trial, open_dimensions(program), program.call_spec.out_spec, calls, doubled, [*before.notes, *more]
+    )
 
 
 def _open(leaf: Any, dims: Sequence[int]) -> dict[int, Any] | None:
     if not isinstance(leaf, Tensor) or not leaf.ndim:
         return None
     return dict.fromkeys(sorted({0, *dims}), torch.export.Dim.AUTO)
-
-
-def _free(program: Any) -> tuple[tuple[int, ...], ...]:
-    """Return which sizes of each input stayed open."""
-    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-    given = [values.get(slot) if isinstance(slot, str) else None for slot in program.graph_signature.user_inputs]
-    shapes = [value.shape if isinstance(value, Tensor) else () for value in given]
-    return tuple(tuple(d for d, size in enumerate(shape) if is_open(size)) for shape in shapes)
 
 
 def _example(calls: Sequence[Inputs]) -> Inputs:

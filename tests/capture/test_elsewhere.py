@@ -119,3 +119,16 @@ def test_a_region_that_decides_by_the_number_of_samples_has_its_own(batch: int) 
         (found,) = traced.run((x,))
         assert torch.allclose(found, model.inner(x), atol=1e-5)
     assert not traced.batch_is_dynamic
+
+
+def test_no_size_is_tried_twice() -> None:
+    seen: list[int] = []
+
+    def below(shape: torch.Size) -> bool:
+        if type(shape[0]) is int:  # not an exporter's symbol
+            seen.append(shape[0])
+        return shape[0] < 62
+
+    traced = trace(Deciding(lambda shape: below(shape) or shape[0] >= 62).eval(), normal(8, 3, 8, 8))
+    assert traced.batch_is_dynamic  # 64, the one that breaks the guard, is eight times the batch and a size of its own
+    assert sorted(seen) == [1, 8, 64]
