@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import prod
+from math import hypot, prod
 from typing import Any
 
 from torch import Tensor, fx
@@ -58,7 +58,8 @@ class LayerGain:
         before_ms: Its time in the dense model.
         after_ms: Its time in the pruned model.
         kernels: What runs for it in the pruned model.
-        reason: Why its time fell by less than its work; empty where it did not, or where that hardly matters.
+        reason: Why its time fell by less than its work; empty where it did not, where that hardly matters, and where
+            a second measurement might say otherwise.
     """
 
     layer: str
@@ -172,12 +173,14 @@ class _Judge:
     def reason(self, before: Work, after: Work, before_time: LayerTime, after_time: LayerTime) -> str:
         """Say why a layer kept more of its time than of its work."""
         if not before.macs:
-            grown = after_time.ms - before_time.ms > _SMALL * self.whole_ms
+            lost = after_time.ms - before_time.ms
+            grown = lost - hypot(before_time.scatter, after_time.scatter) > _SMALL * self.whole_ms
             return _inserted(before_time, after_time) if grown else ""
         if before.macs == after.macs:
             return ""
-        promised = before_time.ms * after.macs / before.macs
-        lost = after_time.ms - promised
+        kept = after.macs / before.macs
+        promised = before_time.ms * kept
+        lost = after_time.ms - promised - hypot(kept * before_time.scatter, after_time.scatter)
         if after_time.ms <= _SLACK * promised or lost < _SMALL * self.whole_ms:
             return ""
         for why in (self._off_step(before, after), _inserted(before_time, after_time), self._bound(after, after_time)):

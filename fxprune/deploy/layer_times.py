@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import hypot
 
 import numpy as np
 import onnx
@@ -20,6 +21,7 @@ OUTSIDE = ""
 """Stands for what no module of the model asked for: changes of layout, and computing shapes."""
 
 _LEAST_ROUNDS, _MOST_ROUNDS = 5, 100
+_TICK = 1e-3  # milliseconds: profiles have whole microseconds
 _STRETCH = 3.0  # milliseconds that a process surely runs without being interrupted, now and then
 _MADE_BY_RUNTIME = re.compile(r"(_nchwc|_token_\d+|/[A-Za-z]*Fusion/?|_?fused.*)$", re.IGNORECASE)
 _PRODUCTS = frozenset({"Conv", "FusedConv", "ConvTranspose", "Gemm", "MatMul", "FusedMatMul", "FusedGemm"})
@@ -32,10 +34,12 @@ class LayerTime:
     Attributes:
         ms: Milliseconds of one inference.
         kernels: Operators that ran for it, as the runtime calls them, in order.
+        scatter: Milliseconds by which a second measurement would differ.
     """
 
     ms: float
     kernels: tuple[str, ...]
+    scatter: float = 0.0
 
 
 def layer_times(
@@ -68,11 +72,13 @@ def layer_times(
     one_cpu_thread = chosen.clock(threads) == "cpu"
     found = {}
     for name, session in sessions.items():
-        kernels = _kernel_ms(session.profile(), len(spent[name]))
+        events = _by_kernel(session.profile())
         session.close()
+        kernels = _kernel_ms(events, len(spent[name]))
+        scatter = _scatter_ms(events, len(spent[name]))
         if one_cpu_thread:
             kernels = _without_waiting(kernels, float(np.median(spent[name])))
-        found[name] = _by_module(kernels, _Origins(files[name]))
+        found[name] = _by_module(kernels, scatter, _Origins(files[name]))
     return found
 
 
@@ -93,12 +99,27 @@ def _run(
     return spent
 
 
-def _kernel_ms(events: list[KernelTime], rounds: int) -> dict[KernelTime, float]:
-    """Return the milliseconds per run of each node: its least time, as other work only ever adds to it."""
+def _by_kernel(events: list[KernelTime]) -> dict[KernelTime, list[float]]:
+    """Return the milliseconds of each node in the order in which it ran."""
     times: dict[KernelTime, list[float]] = defaultdict(list)
     for event in events:
         times[replace(event, microseconds=0.0)].append(event.microseconds / 1e3)
+    return times
+
+
+def _kernel_ms(times: Mapping[KernelTime, list[float]], rounds: int) -> dict[KernelTime, float]:
+    """Return the milliseconds per run of each node: its least time, as other work only ever adds to it."""
     return {kernel: min(found) * len(found) / rounds for kernel, found in times.items()}  # one in a loop runs often
+
+
+def _scatter_ms(times: Mapping[KernelTime, list[float]], rounds: int) -> dict[KernelTime, float]:
+    """Return by how much the least times of every other round differ, and by no less than what the profile can tell."""
+    scatter = {}
+    for kernel, found in times.items():
+        each = max(1, len(found) // rounds)  # one in a loop runs often, and its turns may differ
+        halves = [[ms for at, ms in enumerate(found) if at // each % 2 == half] or found for half in (0, 1)]
+        scatter[kernel] = max(_TICK, abs(min(halves[0]) - min(halves[1]))) * len(found) / rounds
+    return scatter
 
 
 def _without_waiting(kernels: dict[KernelTime, float], cpu_ms: float) -> dict[KernelTime, float]:
@@ -156,10 +177,13 @@ class _Origins:
             waiting += [self._makers[value] for value in here.input if value in self._makers]
 
 
-def _by_module(kernels: Mapping[KernelTime, float], origins: _Origins) -> dict[str, LayerTime]:
+def _by_module(
+    kernels: Mapping[KernelTime, float], scatter: Mapping[KernelTime, float], origins: _Origins
+) -> dict[str, LayerTime]:
     found: dict[str, LayerTime] = {}
     for kernel, ms in kernels.items():
         path = origins.module(kernel)
         before = found.get(path, LayerTime(0.0, ()))
-        found[path] = LayerTime(before.ms + ms, (*before.kernels, kernel.op))
+        uncertain = hypot(before.scatter, scatter[kernel])
+        found[path] = LayerTime(before.ms + ms, (*before.kernels, kernel.op), uncertain)
     return found

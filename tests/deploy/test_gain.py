@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.deploy.gain import Gain, LayerGain, Work, _Judge, explain_gain, work_by_module
 from fxprune.deploy.latency_budget import served
-from fxprune.deploy.layer_times import LayerTime, _without_waiting, layer_times
+from fxprune.deploy.layer_times import LayerTime, _scatter_ms, _without_waiting, layer_times
 from fxprune.deploy.onnx import ExportReport
 from fxprune.deploy.roofline import Roofline, measure_roofline
 from fxprune.deploy.runtimes import KernelTime
@@ -89,8 +89,9 @@ def test_work_is_that_of_the_graph(models: dict[str, Model]) -> None:
 def test_the_rows_have_before_and_after(gain: Gain) -> None:
     stem, head = row(gain, "stem.0"), row(gain, "head")
     assert (stem.before.outputs, stem.after.outputs) == (64, 52)
+    assert (head.before.inputs, head.after.inputs) == (64, 52)
     assert stem.before_ms > 0
-    assert head.reason == ""  # nothing was promised there, or it is too small to matter
+    assert all(entry.reason == "" for entry in gain.layers if 0 < entry.before.macs == entry.after.macs)
     values = gain.to_dict()
     assert {entry["layer"] for entry in values["layers"]} == {entry.layer for entry in gain.layers}
 
@@ -141,6 +142,17 @@ def test_reasons(after: Work, ms: float, kernels: tuple[str, ...], expected: str
     assert found.startswith(expected) if expected else found == ""
 
 
+@pytest.mark.parametrize(("scatter", "expected"), [(0.9, "33 output channels"), (1.0, ""), (3.0, "")])
+def test_no_reason_is_given_for_what_a_second_measurement_might_not_show(scatter: float, expected: str) -> None:
+    after, exact = Work(50e6, 1e6, 33, 64), LayerTime(4.0, ("Conv",))
+    found = JUDGE.reason(FULL, after, exact, LayerTime(3.0, ("Conv",), scatter))
+    assert found.startswith(expected) if expected else found == ""
+    found = JUDGE.reason(FULL, after, LayerTime(4.0, ("Conv",), 2 * scatter), LayerTime(3.0, ("Conv",)))
+    assert found.startswith(expected) if expected else found == ""  # half of the work: half of its scatter
+    found = JUDGE.reason(Work(), Work(), LayerTime(0.0, ()), LayerTime(1.0, ("Relu",), scatter))
+    assert found == ("Relu: was not fused any more" if expected else "")
+
+
 def test_what_was_fused_before_and_is_not_any_more() -> None:
     before, after = LayerTime(0.0, ()), LayerTime(0.5, ("Relu",))
     assert JUDGE.reason(Work(), Work(), before, after) == "Relu: was not fused any more"
@@ -152,6 +164,14 @@ def test_waiting_is_taken_off_long_kernels_alone() -> None:
     found = _without_waiting({short: 1.0, long: 10.0, longer: 30.0}, cpu_ms=21.0)
     assert found == {short: 1.0, long: 5.0, longer: 15.0}
     assert _without_waiting({short: 1.0, long: 10.0}, cpu_ms=12.0) == {short: 1.0, long: 10.0}
+
+
+def test_times_scatter_by_the_least_of_every_other_run_and_by_a_tick() -> None:
+    steady, shaky = KernelTime("a", "Conv", "CPU", 0.0), KernelTime("b", "Conv", "CPU", 0.0)
+    once, twice = {steady: [2.0, 2.0, 2.5], shaky: [3.0, 2.0, 3.5, 2.1]}, {steady: [2.0, 1.0, 2.5, 1.5]}
+    assert _scatter_ms(once, 4) == pytest.approx({steady: 0.75e-3, shaky: 1.0})
+    assert _scatter_ms(twice, 2) == pytest.approx({steady: 1.0})
+    assert _scatter_ms({steady: [2.0]}, 1) == pytest.approx({steady: 1e-3})
 
 
 def test_the_folder_of_a_profile_is_gone(
