@@ -39,12 +39,15 @@ def show_probes(  # noqa: PLR0913 - the options of the command
     where = cache_file(runtime, threads)
     if as_json:
         values = {"schema": 1, "model": model, "runtime": runtime, "threads": threads, "batch": batch}
-        values |= {"step": found.step, "machine": machine(), "cache": str(where), "layers": rows}
+        values |= {"step": found.step, "machine": machine(), "cache": str(where), "doubt": found.doubt, "layers": rows}
         print(json.dumps(values, indent=2))
         return
     out.print(_table(rows))
     say(f"\n{sum(row['ms'] for row in rows):.2f} ms in all. Time grows in steps of {found.step} channels on {runtime}.")
-    say(f"{found.fresh} of the timings are new; all are kept in {where}")
+    if found.doubt:
+        say(found.doubt)
+    else:
+        say(f"{found.fresh} of the timings are new; all are kept in {where}")
 
 
 def _row(place: str, shape: Any, found: Any) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,36 +19,68 @@ from fxprune.deploy.runtimes import DEFAULT_RUNTIME, Runtime, get_runtime, rando
 from fxprune.deploy.runtimes.torch_runtime import TorchRuntime
 from fxprune.errors import EnvironmentProblem
 
-_ROUNDS = 12
+_LEAST_ROUNDS, _MOST_ROUNDS = 12, 100
+_SECONDS = 1.0  # of rounds at most beyond the least number: short kernels need many
 _QUANTILE = 0.25  # other work only ever adds time, so what is low is nearer to the truth than the middle
 _AT_ONCE = 64
 _PRODUCTS = {"Conv", "MatMul", "FusedConv", "Gemm", "FusedMatMul", "NhwcConv", "NhwcFusedConv"}
 _PRODUCTS |= {"Convolution", "GroupConvolution", "FullyConnected"}  # in OpenVINO
 
 
-def kernel_seconds(
-    shapes: Iterable[LayerShape], *, runtime: str = DEFAULT_RUNTIME, threads: int = 1
-) -> dict[LayerShape, float]:
-    """Return how long a runtime's kernel takes for each layer, in seconds; the order is shuffled each round.
+@dataclass(frozen=True)
+class KernelTimes:
+    """What was measured.
+
+    Attributes:
+        seconds: Time of each layer's kernel.
+        waited: Share of the time in which the process waited for other work on the machine; 0 where several threads
+            make that impossible to tell.
+    """
+
+    seconds: dict[LayerShape, float]
+    waited: float
+
+
+def kernel_seconds(shapes: Iterable[LayerShape], *, runtime: str = DEFAULT_RUNTIME, threads: int = 1) -> KernelTimes:
+    """Return how long a runtime's kernel takes for each layer; the order is shuffled each round.
 
     Where the runtime has a profiler the time is that of the node in its profile: what is spent on handing over and on
     reordering the layer's input, which in a model its neighbours share, is left out. torch has none that is free of
     cost, and is timed by the call.
     """
-    wanted, runners = list(dict.fromkeys(shapes)), dict[LayerShape, _Profiled | _Called]()
-    found, chosen = dict[LayerShape, float](), get_runtime(runtime)
+    wanted, chosen = list(dict.fromkeys(shapes)), get_runtime(runtime)
     kind = _Called if isinstance(chosen, TorchRuntime) else _Profiled
+    found, clocks = dict[LayerShape, float](), _Clocks()
     with tempfile.TemporaryDirectory(prefix="fxprune-probe-") as folder:
         for number in range(0, len(wanted), _AT_ONCE):
             order = wanted[number : number + _AT_ONCE]
             runners = {shape: kind(shape, Path(folder), chosen, threads) for shape in order}
-            shuffle = random.Random(0).shuffle
-            for _ in range(_ROUNDS):
-                shuffle(order)
-                for shape in order:
-                    runners[shape].run()
+            _run(runners, clocks)
             found |= {shape: runner.seconds() for shape, runner in runners.items()}
-    return found
+    return KernelTimes(found, clocks.waited_share if chosen.clock(threads) == "cpu" else 0.0)
+
+
+class _Clocks:
+    """The wall time and the CPU time of calls."""
+
+    def __init__(self) -> None:
+        self.wall, self.cpu = 0.0, 0.0
+
+    @property
+    def waited_share(self) -> float:
+        return max(0.0, 1 - self.cpu / self.wall) if self.wall else 0.0
+
+
+def _run(runners: Mapping[LayerShape, _Profiled | _Called], clocks: _Clocks) -> None:
+    """Run all in turns, the least number of rounds and then for a while."""
+    order, shuffle, end = list(runners), random.Random(0).shuffle, time.monotonic() + _SECONDS
+    for number in range(_MOST_ROUNDS):
+        if number >= _LEAST_ROUNDS and time.monotonic() > end:
+            break
+        shuffle(order)
+        for shape in order:
+            wall, cpu = runners[shape].run()
+            clocks.wall, clocks.cpu = clocks.wall + wall, clocks.cpu + cpu
 
 
 class _Profiled:
@@ -66,11 +99,12 @@ class _Profiled:
         self._waited: list[float] = []
         self.run()
 
-    def run(self) -> None:
+    def run(self) -> tuple[float, float]:
         wall, cpu = time.perf_counter(), time.process_time()
         self._session.run(self._feeds)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         self._waited.append(max(0.0, wall - cpu) if self._cpu_decides else 0.0)
+        return wall, cpu
 
     def seconds(self) -> float:
         times = [event.microseconds / 1e6 for event in self._session.profile() if event.op in _PRODUCTS]
@@ -91,14 +125,16 @@ class _Called:
         layer, sizes = shape.layer()
         self._session = runtime.load(trace(layer, torch.zeros(sizes), dynamic_batch=False), threads)
         self._call = self._session.prepare(random_feeds(self._session.inputs))
-        self._clock = time.process_time if runtime.clock(threads) == "cpu" else time.perf_counter
+        self._cpu_decides = runtime.clock(threads) == "cpu"
         self._times: list[float] = []
         self._call()
 
-    def run(self) -> None:
-        start = self._clock()
+    def run(self) -> tuple[float, float]:
+        wall, cpu = time.perf_counter(), time.process_time()
         self._call()
-        self._times.append(self._clock() - start)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        self._times.append(cpu if self._cpu_decides else wall)
+        return wall, cpu
 
     def seconds(self) -> float:
         self._session.close()

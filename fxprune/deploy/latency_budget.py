@@ -152,7 +152,8 @@ def plan_for_latency(  # noqa: PLR0913 - options of one search, all by keyword
         settings = Settings(runtime, threads, batch, seconds)
         measure = _Measure(traced, Path(folder), settings)
         table = latency_table(traced, measure.alone(), runtime=runtime, threads=threads, batch=batch, cache=cache)
-        say(f"probed {len(table.layers)} layers on {runtime}, widths in steps of {table.step}")
+        doubt = f"; {table.doubt}" if table.doubt else ""
+        say(f"probed {len(table.layers)} layers on {runtime}, widths in steps of {table.step}{doubt}")
         return _search(traced, groups, table, measure, _Search(target), say, options)
 
 
@@ -269,6 +270,7 @@ def latency_table(
         constant=0.0 if amount else rest,
         step=probes.step,
         runtime=runtime,
+        doubt=probes.doubt,
     )
 
 

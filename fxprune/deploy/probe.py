@@ -3,7 +3,7 @@
 Every convolution and linear layer that a plan may narrow is built as an ONNX file of its own, at the shapes that it has
 in the model, and timed at full and at half of its widths. Four times give what a layer takes at any widths
 (:class:`~fxprune.planning.latency_table.Layer`); a staircase of widths gives the step in which the runtime works.
-Results are cached by machine fingerprint.
+Results are cached by machine fingerprint, but for those of a machine that was busy.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from fxprune.deploy.files import atomic_write
-from fxprune.deploy.kernel_seconds import kernel_seconds
+from fxprune.deploy.kernel_seconds import KernelTimes, kernel_seconds
 from fxprune.deploy.layer_shapes import LayerShape
 from fxprune.deploy.machine import machine
 from fxprune.deploy.runtimes import DEFAULT_RUNTIME
 from fxprune.planning.latency_table import Layer
+
+BUSY = 0.1
+"""Share of its time that a process waits on a machine with other work: times of short kernels are not to be trusted."""
 
 STEPS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -100,12 +103,32 @@ def find_step(widths: NDArray[np.int64], seconds: NDArray[np.float64]) -> int:
 
 @dataclass(frozen=True)
 class Probes:
-    """The measured layers of a model: times by shape, and the step."""
+    """The measured layers of a model.
+
+    Attributes:
+        seconds: Times by shape.
+        step: Widths cost what the next multiple of this costs.
+        runtime: Where they were measured.
+        fresh: How many were measured now; the others come from the cache.
+        waited: Share of the time that the process waited for other work while it measured. From ``BUSY`` on what is
+            fresh was not kept.
+    """
 
     seconds: dict[LayerShape, float]
     step: int
     runtime: str
     fresh: int
+    waited: float = 0.0
+
+    @property
+    def doubt(self) -> str:
+        """What is to be said of the times, empty where there is nothing."""
+        if not self.fresh or self.waited < BUSY:
+            return ""
+        return (
+            f"the machine was busy while layers were timed ({self.waited:.0%} of the time was spent waiting): "
+            "the times are used now and not kept for later"
+        )
 
     def layer(self, shape: LayerShape) -> Layer:
         """Return the curve of one layer."""
@@ -122,7 +145,7 @@ def probe(
     runtime: str = DEFAULT_RUNTIME,
     threads: int = 1,
     cache: Path | None = None,
-    measure: Callable[..., dict[LayerShape, float]] = kernel_seconds,
+    measure: Callable[..., KernelTimes] = kernel_seconds,
 ) -> Probes:
     """Measure layers at the widths that their curves need; what is in the cache is not measured again.
 
@@ -136,21 +159,22 @@ def probe(
     wanted = list(dict.fromkeys(shapes))
     path = cache_file(runtime, threads, cache)
     known, step = _read(path)
-    fresh = 0
+    fresh, waited = 0, 0.0
     dense = [shape for shape in wanted if shape.kind == "conv" and not shape.depthwise] or wanted
     if step is None and dense:
         stairs = staircase(max(dense, key=lambda s: s.outputs * s.inputs))
-        times = measure(stairs, runtime=runtime, threads=threads)
-        step = find_step(np.array([s.outputs for s in stairs]), np.array([times[s] for s in stairs]))
-        fresh += len(stairs)
+        found = measure(stairs, runtime=runtime, threads=threads)
+        step = find_step(np.array([s.outputs for s in stairs]), np.array([found.seconds[s] for s in stairs]))
+        fresh, waited = len(stairs), found.waited
     step = step or 1
     missing = [p for shape in wanted for p in widths_to_probe(shape, step) if p not in known]
     if missing:
-        known |= measure(missing, runtime=runtime, threads=threads)
-        fresh += len(dict.fromkeys(missing))
-    if fresh:
+        found = measure(missing, runtime=runtime, threads=threads)
+        known |= found.seconds
+        fresh, waited = fresh + len(dict.fromkeys(missing)), max(waited, found.waited)
+    if fresh and waited < BUSY:
         _write(path, known, step)
-    return Probes(known, step, runtime, fresh)
+    return Probes(known, step, runtime, fresh, waited)
 
 
 def default_cache() -> Path:

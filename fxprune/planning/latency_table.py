@@ -57,6 +57,7 @@ class LatencyTable:
         constant: Milliseconds that no width changes.
         step: Widths cost what the next multiple of this costs.
         runtime: Where it was measured.
+        doubt: Why its times are not to be trusted, empty where they are.
     """
 
     layers: Mapping[str, Layer]
@@ -65,6 +66,7 @@ class LatencyTable:
     constant: float = 0.0
     step: int = 1
     runtime: str = ""
+    doubt: str = ""
 
 
 def layer_widths(product: Product) -> tuple[int, int]:

