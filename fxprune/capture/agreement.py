@@ -8,17 +8,32 @@ another way where floats are rounded.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.no_graph import first_line
 from fxprune.distance import differing, distance, relative, top
 
 _TOLERANCE = {torch.float64: 1e-9, torch.complex128: 1e-9, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _SINGLE = 1e-3
 """Relative to the largest entry. Both run the same kernels, so that they hardly differ; another function does."""
+
+
+def disagreement(module: fx.GraphModule, leaves: Sequence[Any], returned: Any) -> str:
+    """Run a graph on inputs in flat order, and say how it differs from what the model returned, "" where it agrees.
+
+    What it raises is told too: its operations may not take sizes that they were not captured for.
+    """
+    try:
+        with torch.no_grad():
+            found = fx.Interpreter(module).run(*leaves, enable_io_processing=False)
+    except Exception as error:  # a graph raises whatever its operations raise
+        return first_line(error)
+    return difference(found, returned)
 
 
 def difference(found: Any, expected: Any) -> str:

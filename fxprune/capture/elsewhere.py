@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.agreement import difference, is_random
+from fxprune.capture.agreement import disagreement, is_random
 from fxprune.capture.program import open_dimensions
 from fxprune.capture.propagate import flat_inputs
 from fxprune.capture.untouched import copied, running
@@ -127,17 +127,8 @@ def _first_unlike(model: nn.Module, module: fx.GraphModule, inputs: Inputs, open
                 expected = model(*given[0], **given[1])
         except Exception:
             continue
-        wrong = _difference(module, args, kwargs, expected)
+        wrong = disagreement(module, flat_inputs(args, kwargs), expected)
         if wrong:
             name = f"a batch of {sizes[0]}" if 0 in sizes else f"images of {' x '.join(map(str, sizes.values()))}"
             return f"a graph for any size is not what the model's code does with {name} ({wrong})"
     return ""
-
-
-def _difference(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any) -> str:
-    try:
-        with torch.no_grad():
-            found = fx.Interpreter(module).run(*flat_inputs(args, kwargs), enable_io_processing=False)
-    except Exception as error:  # a graph raises whatever its operations raise
-        return str(error).strip().splitlines()[0]
-    return difference(found, expected)

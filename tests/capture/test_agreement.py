@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, fx, nn
 
-from fxprune.capture.agreement import difference
+from fxprune.capture.agreement import difference, disagreement
 
 NAN, INF = float("nan"), float("inf")
 VALUES = torch.tensor([1.0, -4.0])
@@ -48,3 +49,14 @@ def test_what_agrees(found: Any, expected: Any) -> None:
 )
 def test_what_does_not(found: Any, expected: Any, said: str) -> None:
     assert difference(found, expected).startswith(said)
+
+
+def test_what_a_graph_raises_is_a_disagreement() -> None:
+    class Flat(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.reshape(2, 6)
+
+    module = fx.symbolic_trace(Flat())
+    assert disagreement(module, [torch.ones(3, 4)], torch.ones(2, 6)) == ""
+    assert disagreement(module, [torch.ones(3, 4)], torch.ones(6, 2)).startswith("torch.float32 of [2, 6] instead of")
+    assert "shape '[2, 6]' is invalid" in disagreement(module, [torch.ones(3, 5)], torch.ones(2, 6))
