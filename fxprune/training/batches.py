@@ -51,7 +51,13 @@ class SeededDataset(Dataset[Any]):
             samples = []
             for place, index in enumerate(fetch.indices, fetch.start):
                 seed_all(derived_seed(fetch.seed, place), devices=False)
-                samples.append(self.dataset[index])
+                try:
+                    samples.append(self.dataset[index])
+                except FxPruneError:
+                    raise  # it names the sample itself
+                except Exception as error:
+                    error.add_note(f"This is sample {index} of a {type(self.dataset).__name__} that was given as data.")
+                    raise
             return samples
 
 

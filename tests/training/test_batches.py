@@ -161,6 +161,22 @@ def test_what_a_dataset_refuses_is_said_in_its_words(workers: int) -> None:
     assert str(caught.value) == "the image 5 cannot be read"
 
 
+class Broken(Noisy):
+    """A dataset of a user's own with a mistake in it."""
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return super().__getitem__(index) if index != 13 else torch.tensor(int("thirteen"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_fails_in_a_dataset_names_the_sample(workers: int) -> None:
+    loader = DataLoader(Broken(20), batch_size=4, num_workers=workers)
+    with pytest.raises(ValueError, match="thirteen") as caught:
+        list(_all(Batches(loader, seed=0), 0))
+    said = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])  # a worker's is text already
+    assert "This is sample 13 of a Broken that was given as data." in said
+
+
 class Stream(IterableDataset[int]):
     def __iter__(self) -> Any:
         return iter(range(4))
