@@ -49,6 +49,7 @@ from fxprune.linear.basis import (
 from fxprune.linear.blocks import inside_a_block
 from fxprune.linear.choice import check_patterns, is_candidate, matches, patterns_of
 from fxprune.linear.layers import COMPUTED, TRANSPOSED, why_not_alone, why_not_plain
+from fxprune.linear.split import why_split
 from fxprune.linear.taps import flat, grouped
 from fxprune.pipeline import Keeps, Pass
 from fxprune.report import Change, Skip
@@ -140,7 +141,8 @@ class DecomposeBasis(Pass):
             return "it is excluded"
         if isinstance(layer, TRANSPOSED):
             return "transposed convolutions are not decomposed"
-        return why_not_plain(layer) or why_not_alone(module, node, uses) or _why_not_worth_it(layer)
+        reason = why_split(module, place) or why_not_plain(layer) or why_not_alone(module, node, uses)
+        return reason or _why_not_worth_it(layer)
 
 
 def _why_not_worth_it(layer: Any) -> str:

@@ -45,6 +45,7 @@ from fxprune.linear.blocks import blocks_of, inside_a_block, with_blocks
 from fxprune.linear.choice import check_patterns, is_candidate, matches, patterns_of
 from fxprune.linear.expand import in_three, in_two, least_widths, stacked, stages_of
 from fxprune.linear.layers import COMPUTED, TRANSPOSED, why_not_alone, why_not_plain
+from fxprune.linear.split import why_split
 from fxprune.linear.taps import flat, grouped
 from fxprune.pipeline import Keeps, Pass
 from fxprune.report import Change, Skip
@@ -133,7 +134,7 @@ class OverParameterize(Pass):
             return "it is excluded"
         if isinstance(layer, TRANSPOSED):
             return "transposed convolutions are not expanded"
-        return why_not_plain(layer) or why_not_alone(module, node, uses)
+        return why_split(module, place) or why_not_plain(layer) or why_not_alone(module, node, uses)
 
     def _expand(self, module: fx.GraphModule, node: fx.Node) -> str:
         place, layer = place_of(node), module_of(module, node)

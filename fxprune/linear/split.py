@@ -24,11 +24,25 @@ from fxprune.linear.sparsity import fills_of
 SPLIT = "fxprune.split"
 """Key in a graph module's ``meta``: paths of the layers that were split."""
 
+PARTS = ("sparse", "sum", "box", "fill")
+"""Names of the layers that take the place of one, those of which there is need."""
+
 
 def split_paths(module: fx.GraphModule) -> tuple[str, ...]:
     """Return the paths of the layers that were split and still are."""
     called = {str(node.target) for node in module.graph.find_nodes(op="call_module")}
     return tuple(path for path in module.meta.get(SPLIT, ()) if {f"{path}.sparse", f"{path}.fill"} <= called)
+
+
+def why_split(module: fx.GraphModule, path: str) -> str:
+    """Return what a part of a layer that was split stands for, as a reason to leave it; empty for other layers.
+
+    Its parts are no layers of their own: the zeros of the sparse one are to stay, and the ones of the sums as well.
+    """
+    owner, _, part = path.rpartition(".")
+    if owner not in module.meta.get(SPLIT, ()) or part not in PARTS:
+        return ""
+    return f"it is part of {owner}, which PruneWeights wrote as a sparse layer and a box sum; do this before"
 
 
 def whole_weight(module: fx.GraphModule, path: str) -> Tensor:
@@ -88,7 +102,7 @@ def split(module: fx.GraphModule, node: fx.Node, pruned: Tensor, fills: Tensor) 
             channels = -1 - len(getattr(layer, "kernel_size", ()))
             value = module.graph.call_function(torch.ops.aten.sum.dim_IntList, (value, [channels], True))
             value.meta = dict(node.meta)
-        for part in ("sum", "box", "fill"):
+        for part in PARTS[1:]:
             if part in parts:
                 value = module.graph.call_module(f"{path}.{part}", (value,))
                 value.meta = dict(node.meta)

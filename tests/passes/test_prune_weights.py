@@ -29,8 +29,15 @@ from fxprune.linear.sparsity import (
     pruned_of,
     smallest,
 )
-from fxprune.passes import CalibrateBatchNorm, FuseBatchNorm, PruneChannels, PruneWeights
-from fxprune.pipeline import Pipeline
+from fxprune.passes import (
+    CalibrateBatchNorm,
+    DecomposeBasis,
+    FuseBatchNorm,
+    OverParameterize,
+    PruneChannels,
+    PruneWeights,
+)
+from fxprune.pipeline import Pass, Pipeline
 from fxprune.planning import make_plan
 from fxprune.runner import Runner
 from fxprune.testing import check_pass
@@ -218,6 +225,21 @@ def test_a_dense_model_is_split_later_and_pruned_further_when_it_is() -> None:
     assert not PruneWeights(0.6, form="cheap")(further.traced).report.changed
     with pytest.raises(InputError, match="holds one value per filter"):
         PruneWeights(0.8, fill="sign")(further.traced)
+
+
+@pytest.mark.parametrize("later", [DecomposeBasis(), OverParameterize()], ids=lambda later: later.name)
+def test_parts_of_a_split_layer_are_no_layers_of_their_own(later: Pass) -> None:
+    split = PruneWeights(0.6, form="cheap")(net()).traced
+    found = Pipeline([later])(split)
+    parts = {"wide.0.sparse", "wide.0.box", "wide.0.fill", "grouped.sum", "point.sparse", "point.fill", "head.fill"}
+    skipped = {skip.place: skip.why for skip in found.report[0].skips}
+    assert parts <= set(skipped)
+    assert all(f"part of {part.rpartition('.')[0]}, which PruneWeights wrote" in skipped[part] for part in parts)
+    assert {change.place for change in found.report[0].changes} <= set(LEFT)
+    again = PruneWeights(0.8, form="cheap", fill="filter")(found.traced)
+    assert {change.place for change in again.report[0].changes} >= set(DONE)
+    names = {name for name, _ in again.traced.module.named_modules()}
+    assert not any("fill." in name or "box." in name or "sum." in name for name in names)
 
 
 def test_norms_are_calibrated_and_channels_pruned_behind_it() -> None:
