@@ -114,7 +114,7 @@ class Page:
 
 
 def check_page(file: Path, title: str, sections: list[str], also: str = "true") -> None:
-    """Look at a report in a wide and a narrow window, light and dark: nothing is missing, spilt, or loaded from outside.
+    """Look at a report in a wide and a narrow window, light and dark: nothing is missing, spilt or from outside.
 
     Args:
         file: The page.

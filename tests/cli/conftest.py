@@ -64,12 +64,15 @@ def _heed_interrupts() -> None:
 
 @pytest.fixture
 def start() -> Start:
-    """Start a command in a process of its own, as a shell does: alone in its process group."""
+    """Start a command in a process of its own, as a shell does: alone in its process group.
 
-    def run(*words: object, path: tuple[Path, ...] = ()) -> subprocess.Popen[str]:
+    ``path`` are folders to import from, and ``before`` is code that comes before the command.
+    """
+
+    def run(*words: object, path: tuple[Path, ...] = (), before: str = "") -> subprocess.Popen[str]:
         folders = [*path, Path(fxprune.__file__).parents[1]]
         return subprocess.Popen(
-            [sys.executable, "-c", "from fxprune.cli.main import main; main()", *map(str, words)],
+            [sys.executable, "-c", f"{before}\nfrom fxprune.cli.main import main; main()", *map(str, words)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from made_up_times import Clock, made_up
 from torch import Tensor, fx, nn
 
 from fxprune.capture.traced import Traced
@@ -45,6 +46,13 @@ def capture() -> Capture:
 @pytest.fixture
 def convnet(capture: Capture) -> Traced:
     return capture(Convnet(), torch.randn(2, 3, 8, 8))
+
+
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    """Times follow from the work of models alone."""
+    with made_up() as clock:
+        yield clock
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from made_up_times import Clock
 from onnx import TensorProto, helper
 
 from fxprune.capture.traced import Traced
@@ -36,6 +37,7 @@ def _elementwise(path: Path, op: str) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("clock")
 def test_every_model_runs_once_a_round(files: dict[str, Path]) -> None:
     found = interleave(dict.fromkeys("abc", files["small"]), QUICK, _never)
     assert {len(sample.wall_ms) for sample in found.samples.values()} == {12}
@@ -115,12 +117,21 @@ def test_an_interrupt_passes_on_unless_there_is_something_to_keep(
         interleave(dict.fromkeys("abc", files["small"]), Settings(keep_interrupted=keep), _never)
 
 
+@pytest.mark.usefixtures("clock")
+def test_times_that_still_fall_are_noted(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    ever_faster = iter(0.97**number for number in range(10_000))
+    monkeypatch.setattr(Clock, "spend", lambda clock, _: setattr(clock, "_now", clock._now + 2e-3 * next(ever_faster)))
+    found = interleave({"a": files["small"]}, Settings(seconds=0.2, min_rounds=2, max_rounds=3), _never)
+    assert found.notes == ("times were still falling when measuring began: measure for longer",)
+
+
 def test_nan_is_noted(tmp_path: Path) -> None:
     path = _elementwise(tmp_path / "log.onnx", "Log")
     latency = measure_latency(path, path, seconds=0.2, min_rounds=2, max_rounds=5)
     assert "candidate: output y has NaN or infinity on random inputs" in latency.notes
 
 
+@pytest.mark.usefixtures("clock")
 def test_pinning_is_undone(files: dict[str, Path]) -> None:
     before = os.sched_getaffinity(0)
     settings = Settings(seconds=0.2, min_rounds=2, max_rounds=3, pin=True)
@@ -128,6 +139,7 @@ def test_pinning_is_undone(files: dict[str, Path]) -> None:
     assert os.sched_getaffinity(0) == before
 
 
+@pytest.mark.usefixtures("clock")
 def test_without_permission_to_pin_it_measures_unpinned(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +151,7 @@ def test_without_permission_to_pin_it_measures_unpinned(
     assert found.notes == ("threads are not pinned to cores: [Errno 1] Operation not permitted",)
 
 
+@pytest.mark.usefixtures("clock")
 def test_one_core_is_enough(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     for threads, notes in ((1, ()), (2, ("2 threads share 1 core",))):

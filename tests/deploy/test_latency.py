@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from made_up_times import Clock, made_up, seconds_of
 
 from fxprune.deploy.latency import Latency, Samples, Verdict, measure_latency
 from fxprune.deploy.statistics import Estimate
@@ -19,10 +20,12 @@ def measured(files: dict[str, Path]) -> Latency:
 
 
 def test_a_smaller_model_is_faster(measured: Latency) -> None:
-    assert measured.ratio_low <= measured.ratio <= measured.ratio_high < 0.8
+    """By the machine's own clock: a sixth of the work is seen, whatever else there is to do."""
+    assert measured.ratio_low <= measured.ratio <= measured.ratio_high
+    assert measured.ratio < 0.8
     assert measured.pruned_ms < measured.dense_ms
     assert measured.clock == "cpu"
-    assert measured.control.ratio == pytest.approx(1, abs=0.15)
+    assert measured.verdict(1.05) != "fail"
 
 
 def test_raw_samples_are_kept(measured: Latency) -> None:
@@ -36,32 +39,39 @@ def test_raw_samples_are_kept(measured: Latency) -> None:
     assert "samples" not in measured.to_dict(samples=False)
 
 
-def test_the_other_way_round_is_the_inverse(files: dict[str, Path], measured: Latency) -> None:
-    inverse = measure_latency(files["large"], files["small"], seconds=3)
-    assert inverse.ratio == pytest.approx(1 / measured.ratio, rel=0.25)
+@pytest.mark.parametrize("scatter", [0.01, 0.7])
+def test_the_ratio_is_that_of_the_times(files: dict[str, Path], scatter: float) -> None:
+    """Single times that lie off by a factor of two are made up for by their number."""
+    true = seconds_of(files["small"]) / seconds_of(files["large"])
+    for names, ratio in ((("small", "large"), true), (("large", "small"), 1 / true), (("large", "large"), 1.0)):
+        with made_up(scatter):
+            found = measure_latency(*(files[name] for name in names), seconds=3)
+        assert found.ratio == pytest.approx(ratio, rel=0.1)
+        assert found.ratio_low <= ratio <= found.ratio_high
+        assert found.control.low <= 1 <= found.control.high
+        assert found.verdict(1.3) == ("fail" if ratio > 1 else "pass")
 
 
-def test_a_model_is_as_fast_as_itself(files: dict[str, Path]) -> None:
-    same = measure_latency(files["large"], files["large"], seconds=3)
-    assert same.ratio == pytest.approx(1, abs=0.1)
-    assert same.verdict(1.3) != "fail"
-
-
+@pytest.mark.usefixtures("clock")
 def test_stops_early_when_the_limit_decides(files: dict[str, Path]) -> None:
     decided = measure_latency(files["small"], files["large"], seconds=60, limit=2.0, precision=1e-9)
     assert decided.rounds < 200
     assert decided.ratio_high <= 2.0
 
 
+@pytest.mark.usefixtures("clock")
 def test_stops_when_precise_enough(files: dict[str, Path]) -> None:
     assert measure_latency(files["small"], files["large"], seconds=60, precision=1.0).rounds == 20
 
 
-def test_stops_when_the_time_is_out(files: dict[str, Path]) -> None:
+def test_stops_when_the_time_is_out(files: dict[str, Path], clock: Clock) -> None:
+    begin = clock.perf_counter()
     short = measure_latency(files["small"], files["large"], seconds=0.2, precision=1e-9, min_rounds=2)
-    assert short.seconds < 2
+    assert 0.15 < short.seconds < clock.perf_counter() - begin < 0.25
+    assert short.rounds > 20
 
 
+@pytest.mark.usefixtures("clock")
 def test_stops_at_the_most_rounds(files: dict[str, Path]) -> None:
     options = {"seconds": 60, "precision": 1e-9, "min_rounds": 5, "max_rounds": 7}
     assert measure_latency(files["small"], files["large"], **options).rounds == 7

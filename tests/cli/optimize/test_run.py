@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_up_times import made_up
 from safetensors.torch import load_file
 
 from fxprune.cli.optimize.run import COMPACT
@@ -87,14 +88,15 @@ def test_a_budget_of_measured_latency(call: Call, tmp_path: Path) -> None:
     )
     out = tmp_path / "out"
     words = ["--input", "1x3x24x24", "--latency", 0.6, "--seconds", 1.5, "--out", out]
-    code, text = call("optimize", f"{source}:build", *words)
+    with made_up():
+        code, text = call("optimize", f"{source}:build", *words)
+    assert code == 0, text
     assert "asked for" in text
     report = json.loads((out / "report.json").read_text())
-    assert code == 0 or "is over the budget" in report["notes"][-1], text  # the machine may be busier than before
     assert report["plan"]["budget"] == {"latency": 0.6}
     assert report["plan"]["allocation"] == "latency"
     assert report["plan"]["trials"]
-    assert report["latency"]["ratio"] < 0.8  # the budget is held by the trials; this is one more measurement
+    assert 0.5 < report["latency"]["ratio"] <= 0.6  # the budget is held by the trials; this is one more measurement
     assert any("Measured latency" in note for note in report["notes"])
 
 

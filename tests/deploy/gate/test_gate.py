@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import onnx
 import pytest
+from made_up_times import made_up
 
 from fxprune.deploy.gate import (
     GateConfig,
@@ -45,6 +46,13 @@ def edited(source: Path, target: Path, edit: Edit) -> Path:
     edit(model)
     onnx.save(model, target)
     return target
+
+
+@pytest.fixture(autouse=True, scope="module")
+def clock() -> Iterator[None]:
+    """Verdicts follow from the work of models, and not from what else the machine does."""
+    with made_up():
+        yield
 
 
 @pytest.fixture(scope="module")
