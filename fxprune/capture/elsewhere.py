@@ -3,12 +3,18 @@
 An exporter follows the example through the model's code. Of ``if x.shape[0] > 4`` it takes one side and notes a guard;
 of ``if x.shape[0] > 1``, or a ``squeeze``, not even that, since it holds open sizes to be neither 0 nor 1. The graph
 then computes the one side for all sizes.
+
+Sizes are looked for that break a guard, many of them, since a guard costs next to nothing to ask; the model and its
+graph are run at a few of those that were found for each guard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import islice
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice, product
 from typing import Any
 
 import torch
@@ -16,17 +22,60 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.agreement import disagreement, is_random
-from fxprune.capture.program import open_dimensions
+from fxprune.capture.no_graph import first_line
+from fxprune.capture.program import numbers_in_guards, open_dimensions
 from fxprune.capture.propagate import flat_inputs
 from fxprune.capture.untouched import copied, running
 
 _TRIED = 2
-"""So many of the sizes that break a guard are run: the model may refuse one of them, as it does an odd batch."""
-Sizes = dict[int, int]
-"""Dimension -> size."""
+"""So many of the sizes that break one guard are run: the model may refuse one of them, as it does an odd batch."""
+_RUNS = 8
+"""So many are run for all guards together."""
+_SAMPLES, _FEW, _MANY = 64, 2**17, 2**24
+"""What may be run: up to so many samples and elements of all inputs, or any number of samples with few elements."""
+_SCALES = (
+    *((n, n) for n in (1.5, 2, 0.5, 1.25, 3, 4)),
+    *((a, b) for a, b in product((1, 1.5, 2, 0.5), repeat=2) if a != b),
+)
+"""Of height and width, or of whatever is open besides the batch."""
+_STEPS = 16
+"""Up to so many pixels more and fewer."""
+Shapes = tuple[tuple[int, ...], ...]
+"""For each input in flat order, its sizes; none for what is no tensor."""
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
-Opened = tuple[tuple[int, ...], ...]
-"""For each input in flat order, the dimensions that may have any size."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Example:
+    """The example inputs of a program.
+
+    Attributes:
+        inputs: The inputs.
+        program: The exported program.
+        opened: For each input in flat order, the dimensions that may have any size.
+    """
+
+    inputs: Inputs
+    program: Any
+    opened: Shapes
+
+    @property
+    def shapes(self) -> Shapes:
+        return tuple(tuple(leaf.shape) if isinstance(leaf, Tensor) else () for leaf in flat_inputs(*self.inputs))
+
+    def reshaped(self, size: Callable[[tuple[int, ...], int], int]) -> Shapes:
+        """Return the shapes with other sizes where they are open, told by a shape and the dimension in it."""
+        return tuple(
+            tuple(size(shape, d) if d in dims else n for d, n in enumerate(shape))
+            for shape, dims in zip(self.shapes, self.opened, strict=True)
+        )
+
+    def at(self, shapes: Shapes, make: Callable[[Tensor, tuple[int, ...]], Tensor]) -> Inputs:
+        """Return the inputs made anew in other shapes."""
+        leaves, nested = pytree.tree_flatten(self.inputs)
+        made = [make(x, s) if isinstance(x, Tensor) else x for x, s in zip(leaves, shapes, strict=True)]
+        found: Inputs = pytree.tree_unflatten(made, nested)
+        return found
 
 
 def unlike_at_another_batch(
@@ -41,71 +90,104 @@ def unlike_at_another_batch(
         inputs: The example inputs.
         one: Whether to run a batch of one, which no guard tells of.
     """
-    opened = open_dimensions(program)
-    batch = next((leaf.shape[0] for leaf, dims in zip(flat_inputs(*inputs), opened, strict=True) if 0 in dims), None)
+    example = _Example(inputs, program, tuple((0,) if 0 in dims else () for dims in open_dimensions(program)))
+    batch = next((shape[0] for shape, dims in zip(example.shapes, example.opened, strict=True) if dims), None)
     if batch is None:
         return ""
-    others = [{0: n} for n in (batch + 1, 2 * batch, 2 * batch + 1, 3 * batch, 8 * batch, 61, 64, *range(2, batch))]
-    tried = [{0: 1}] if one and batch > 1 else []
-    tried += islice(_guarded(program, inputs, opened, others), _TRIED)
-    return _first_unlike(model, module, inputs, opened, tried)
+
+    def of(samples: int) -> Shapes:
+        return example.reshaped(lambda shape, d: _share(shape[d], batch, samples))
+
+    near = [n + k for n in numbers_in_guards(program) for k in (-1, 0, 1)]
+    numbers = [
+        batch + 1,
+        2 * batch,
+        2 * batch + 1,
+        3 * batch,
+        8 * batch,
+        61,
+        64,
+        *range(2, 2 * _SAMPLES),
+        *sorted(near),
+    ]
+    most = max(_MANY, 8 * _elements(example.shapes))
+    others = [
+        shapes
+        for n, shapes in ((n, of(n)) for n in numbers if n > 1)
+        if _elements(shapes) <= (most if n <= max(_SAMPLES, 8 * batch) else _FEW)
+    ]
+    tried = [of(1)] if one and batch > 1 else []
+    return _first_unlike(model, module, example, [*tried, *islice(_guarded(example, others), _RUNS)])
 
 
 def unlike_at_another_size(model: nn.Module, module: fx.GraphModule, program: Any, inputs: Inputs) -> str:
-    """Say at which height and width the model computes something else than its graph, "" where none is found."""
-    opened = open_dimensions(program)
-    pairs = zip(flat_inputs(*inputs), opened, strict=True)
-    found = [(leaf.shape, dims) for leaf, dims in pairs if 2 in dims or 3 in dims]
-    if not found:
+    """Say at which sizes but the batch the model computes something else than its graph, "" where none is found."""
+    opened = tuple(tuple(d for d in dims if d) for dims in open_dimensions(program))
+    example = _Example(inputs, program, opened)
+    if not any(opened):
         return ""
-    shape, dims = found[0]
-    others: list[Sizes] = [
-        {d: round(shape[d] * scale) for d in (2, 3) if d in dims} for scale in (1.5, 2, 0.5, 1.25, 3, 4)
-    ]
-    tried = list(islice(_guarded(program, inputs, opened, others), _TRIED))
-    return _first_unlike(model, module, inputs, opened, tried)
+
+    def scaled(by: tuple[float, float]) -> Shapes:
+        return example.reshaped(lambda shape, d: round(shape[d] * by[d % 2]))
+
+    def larger(by: int) -> Shapes:
+        return example.reshaped(lambda shape, d: shape[d] + by)
+
+    def all_of(size: int) -> Shapes:
+        return example.reshaped(lambda shape, d: size)
+
+    near = sorted(n + k for n in numbers_in_guards(program) for k in (-1, 0, 1))
+    turned = example.reshaped(lambda shape, d: shape[5 - d] if len(shape) == 4 and d in (2, 3) else shape[d])
+    steps = [larger(k) for step in range(1, _STEPS + 1) for k in (step, -step)]
+    others = [*map(scaled, _SCALES), turned, *steps, *map(all_of, near)]
+    most = max(_FEW, 16 * _elements(example.shapes))
+    tried = islice(_guarded(example, [shapes for shapes in others if _elements(shapes) <= most]), _RUNS)
+    return _first_unlike(model, module, example, tried)
 
 
-def _guarded(program: Any, inputs: Inputs, opened: Opened, others: list[Sizes]) -> Iterator[Sizes]:
-    """Yield the sizes that break a guard of the program, each once."""
-    module = program.module()
+def _share(own: int, batch: int, samples: int) -> int:
+    """Return how many of an input there are for some samples, where the example has ``own`` for a batch.
+
+    They may be several for each sample, one for several, or some more than there are samples.
+    """
+    if own % batch == 0:
+        return own // batch * samples
+    return own * samples // batch if batch % own == 0 and own * samples % batch == 0 else own + samples - batch
+
+
+def _elements(shapes: Shapes) -> int:
+    return sum(map(math.prod, shapes))
+
+
+def _guarded(example: _Example, others: Iterable[Shapes]) -> Iterator[Shapes]:
+    """Yield the shapes that break a guard of the program, each once, and no more than a few for each guard."""
+    module = example.program.module()
     calls = [node for node in module.graph.nodes if str(node.target).startswith("_guards_fn")]
     places = {node: k for k, node in enumerate(module.graph.find_nodes(op="placeholder"))}
-    for sizes in [each for k, each in enumerate(others) if each not in others[:k]]:
-        leaves = flat_inputs(*_at(inputs, opened, sizes, _empty))
-        if any(
-            _breaks(module.get_submodule(str(call.target)), [leaves[places[n]] for n in call.args]) for call in calls
-        ):
-            yield sizes
+    broken = Counter[str]()
+    for shapes in dict.fromkeys(others):
+        if any(n < 1 for shape, dims in zip(shapes, example.opened, strict=True) for n in (shape[d] for d in dims)):
+            continue
+        leaves = flat_inputs(*example.at(shapes, lambda leaf, shape: leaf.new_empty(shape, device="meta")))
+        for call in calls:
+            said = _broken(module.get_submodule(str(call.target)), [leaves[places[node]] for node in call.args])
+            if said:
+                broken[said] += 1
+                if broken[said] <= _TRIED:
+                    yield shapes
+                break
 
 
-def _breaks(guard: nn.Module, leaves: list[Any]) -> bool:
+def _broken(guards: nn.Module, leaves: list[Any]) -> str:
+    """Return which guard does not hold, "" where all do."""
     try:
-        guard(*leaves)
-    except Exception:  # a failed assertion; or what no guard can be read of, which is tried as well
-        return True
-    return False
+        guards(*leaves)
+    except Exception as error:  # a failed assertion; or what no guard can be read of, which is tried as well
+        return first_line(error)
+    return ""
 
 
-def _at(inputs: Inputs, opened: Opened, sizes: Sizes, make: Callable[[Tensor, list[int]], Tensor]) -> Inputs:
-    """Return the inputs with other sizes in those of their dimensions that are open."""
-
-    def other(leaf: Any, dims: tuple[int, ...]) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        return make(leaf, [sizes.get(d, n) if d in dims else n for d, n in enumerate(leaf.shape)])
-
-    leaves, nested = pytree.tree_flatten(inputs)
-    found: Inputs = pytree.tree_unflatten(list(map(other, leaves, opened)), nested)
-    return found
-
-
-def _empty(leaf: Tensor, shape: list[int]) -> Tensor:
-    """Return a tensor of a shape that holds nothing."""
-    return leaf.new_empty(shape, device="meta")
-
-
-def _tiled(leaf: Tensor, shape: list[int]) -> Tensor:
+def _tiled(leaf: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return a tensor repeated, or cut, to a shape."""
     for d, size in enumerate(shape):
         if size != leaf.shape[d]:
@@ -113,22 +195,33 @@ def _tiled(leaf: Tensor, shape: list[int]) -> Tensor:
     return leaf
 
 
-def _first_unlike(model: nn.Module, module: fx.GraphModule, inputs: Inputs, opened: Opened, tried: list[Sizes]) -> str:
+def _first_unlike(model: nn.Module, module: fx.GraphModule, example: _Example, tried: Iterable[Shapes]) -> str:
     """Run the model and its graph at other sizes; say where they differ. What the model refuses, it need not be."""
-    if is_random(module.graph):
+    if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in flat_inputs(*example.inputs)):
         return ""
-    for sizes in tried:
-        args, kwargs = _at(inputs, opened, sizes, _tiled)
-        if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in pytree.tree_leaves((args, kwargs))):
-            return ""
-        try:
-            with running(model):
-                given = pytree.tree_map(copied, (args, kwargs))
-                expected = model(*given[0], **given[1])
-        except Exception:
-            continue
-        wrong = disagreement(module, flat_inputs(args, kwargs), expected)
+    if is_random(module.graph) and _unlike(model, module, example.inputs):
+        return ""  # it draws other numbers than its graph, or in another order, so that there is nothing to compare
+    for shapes in tried:
+        wrong = _unlike(model, module, example.at(shapes, _tiled))
         if wrong:
-            name = f"a batch of {sizes[0]}" if 0 in sizes else f"images of {' x '.join(map(str, sizes.values()))}"
-            return f"a graph for any size is not what the model's code does with {name} ({wrong})"
+            return f"a graph for any size is not what the model's code does with {_named(example, shapes)} ({wrong})"
     return ""
+
+
+def _named(example: _Example, shapes: Shapes) -> str:
+    """Return what a message calls inputs of other sizes: by the first of them that may have others."""
+    shape, dims = next(pair for pair in zip(shapes, example.opened, strict=True) if pair[1])
+    return f"a batch of {shape[0]}" if 0 in dims else f"an input of {' x '.join(map(str, shape))}"
+
+
+def _unlike(model: nn.Module, module: fx.GraphModule, inputs: Inputs) -> str:
+    """Run the model and its graph with the same random numbers; say how they differ, "" also where the model raises."""
+    try:
+        with running(model):
+            args, kwargs = pytree.tree_map(copied, inputs)
+            expected = model(*args, **kwargs)
+    except Exception:
+        return ""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # as ``running`` does
+        return disagreement(module, flat_inputs(*inputs), expected)

@@ -209,6 +209,14 @@ def open_dimensions(program: Any) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(d for d, size in enumerate(shape) if is_open(size)) for shape in shapes)
 
 
+def numbers_in_guards(program: Any) -> set[int]:
+    """Return the whole numbers that an exported program compares its open sizes with: the 4 of ``s > 4``."""
+    values = [node.meta.get("val") for node in program.graph.find_nodes(op="placeholder")]
+    sizes: list[Any] = [n for value in values if isinstance(value, Tensor) for n in value.shape if is_open(n)]
+    guards = sizes[0].node.shape_env.guards if sizes else ()
+    return {int(atom) for guard in guards for atom in guard.expr.atoms() if atom.is_Integer}
+
+
 def is_open(size: Any) -> bool:
     """Whether a size in an exported program may vary; one that the model's code fixed may still be a symbol's value."""
     return isinstance(size, torch.SymInt) and not size.node.expr.is_number

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.accepted import packed
 from fxprune.capture.agreement import disagreement
-from fxprune.capture.elsewhere import unlike_at_another_batch
+from fxprune.capture.elsewhere import unlike_at_another_batch, unlike_at_another_size
 from fxprune.capture.normal_form import as_layers, normalised
 from fxprune.capture.program import at_least_two, export_program, in_order, open_dimensions
 from fxprune.capture.propagate import propagate
@@ -66,8 +66,8 @@ class OtherFunction(CaptureError):
     """A graph of a sub-module does not compute what the sub-module did."""
 
 
-class _OtherBatch(CaptureError):
-    """A sub-module decides by the number of samples, so that its graph is none for any."""
+class _OtherSize(CaptureError):
+    """A sub-module decides by sizes, so that its graph is none for any."""
 
 
 def capture_calls(module: nn.Module, calls: Sequence[Observed], dynamic: bool) -> list[SubGraph]:
@@ -135,9 +135,9 @@ def _graph(module: nn.Module, calls: list[Inputs], varying: Sequence[tuple[int, 
     try:
         graph = _exported(module, doubled, calls, shapes, doubled=True)
         if doubled[0] is not given[0] and not any(0 in dims for dims in graph.free):
-            raise _OtherBatch("the model's code fixes it")  # then it is fixed at one sample, not at the two made of it
+            raise _OtherSize("the model's code fixes it")  # then it is fixed at one sample, not at the two made of it
         return graph
-    except _OtherBatch as error:
+    except _OtherSize as error:
         closed = _exported(module, given, calls, None)
         closed.notes.append(f"the batch is static at {_batch(given)}: {error}")
         return closed
@@ -153,8 +153,9 @@ def _exported(module: nn.Module, given: Inputs, calls: list[Inputs], shapes: Any
     trial = as_layers(module, fx.GraphModule(plain, copy.deepcopy(plain.graph)))
     if shapes is not None:
         wrong = unlike_at_another_batch(module, trial, program, given, one=bool(before.outputs))
+        wrong = wrong or unlike_at_another_size(module, trial, program, given)
         if wrong:
-            raise _OtherBatch(wrong)
+            raise _OtherSize(wrong)
     propagate(trial, *given)
     return SubGraph(
         plain, trial, open_dimensions(program), program.call_spec.out_spec, calls, doubled, [*before.notes, *more]

@@ -44,8 +44,11 @@ def assert_same_where_it_runs(traced: Traced, model: nn.Module, x: Tensor) -> No
         (lambda shape: shape[0] < 7, 4),
         (lambda shape: shape[0] % 2 == 0, 4),
         (lambda shape: shape[0] // 2 == 2, 4),
+        (lambda shape: shape[0] == 9, 4),
+        (lambda shape: shape[0] % 9 == 0, 2),
+        (lambda shape: shape[0] >= 300, 4),
     ],
-    ids=["several", "several, of one", "more than two", "below seven", "even", "half is two"],
+    ids=["several", "several, of one", "more than two", "below seven", "even", "half is two", "nine", "nines", "many"],
 )
 def test_a_decision_by_the_number_of_samples_closes_the_batch(
     condition: Callable[[torch.Size], bool], example: int
@@ -71,16 +74,65 @@ def test_a_number_of_samples_that_the_model_refuses_closes_nothing() -> None:
     assert len(traced.run((normal(6, 3),))[0]) == 3
 
 
+class Doubling(nn.Module):
+    """Doubles what it computes for more than three samples; takes inputs of two rows for each sample as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, *more: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)
+        for z in more:
+            y = y + self.layer(z).reshape(x.shape[0], 2, 4).sum(1)
+        return 2 * y if x.shape[0] > 3 else y
+
+
+@pytest.mark.parametrize("batch", [2, 4])
+def test_inputs_with_several_rows_for_each_sample_keep_them(batch: int) -> None:
+    model = Doubling().eval()
+    traced = trace(model, (normal(batch, 6), normal(2 * batch, 6)))
+    assert not traced.batch_is_dynamic
+    assert any("with a batch of" in note for note in traced.notes)
+
+
+class Noisy(nn.Module):
+    """Adds noise to what another computes."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x)
+        return y + torch.randn_like(y)
+
+
+@pytest.mark.parametrize("decides", [False, True])
+def test_a_model_that_draws_random_numbers_is_run_elsewhere_with_the_same(decides: bool) -> None:
+    model = Noisy(Doubling() if decides else nn.Linear(6, 4)).eval()
+    traced = trace(model, normal(2, 6))
+    assert traced.batch_is_dynamic is not decides
+
+
 @pytest.mark.parametrize(
-    "condition", [lambda shape: shape[2] > 7, lambda shape: shape[2] // 2 == 4], ids=["above", "half is four"]
+    "condition",
+    [
+        lambda shape: shape[2] > 7,
+        lambda shape: shape[2] // 2 == 4,
+        lambda shape: shape[2] == shape[3],
+        lambda shape: shape[2] > shape[3],
+        lambda shape: shape[2] == 11,
+    ],
+    ids=["above", "half is four", "square", "portrait", "eleven"],
 )
 def test_a_decision_by_the_size_of_images_closes_it(condition: Callable[[torch.Size], bool]) -> None:
     model = Deciding(condition).eval()
     traced = trace(model, normal(2, 3, 8, 8), dynamic_size=True)
     assert traced.batch_is_dynamic
     assert any("the size of images is fixed" in note for note in traced.notes)
-    for size in (6, 8, 12, 16):
-        assert_same_where_it_runs(traced, model, normal(3, 3, size, size))
+    for size in ((6, 6), (8, 8), (12, 12), (16, 16), (12, 8), (8, 12), (11, 8)):
+        assert_same_where_it_runs(traced, model, normal(3, 3, *size))
 
 
 def test_other_sizes_than_a_graph_is_for_are_refused() -> None:
@@ -121,6 +173,28 @@ def test_a_region_that_decides_by_the_number_of_samples_has_its_own(batch: int) 
     assert not traced.batch_is_dynamic
 
 
+class Levels(nn.Module):
+    """Decides by values, and calls one that decides by the size of what it is given, at several sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Deciding(lambda shape: shape[2] > 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        levels = [self.inner(F.interpolate(x, scale_factor=scale)).mean((2, 3)) for scale in (1, 2)]
+        y: Tensor = torch.cat(levels, 1)
+        return y if float(y.abs().max()) > 1e3 else y[:, : 4 + int(float(y.sum()) > 1e6)]
+
+
+def test_a_region_that_decides_by_another_size_takes_no_other() -> None:
+    traced = trace(Levels().eval(), normal(2, 3, 8, 8))
+    assert traced.regions is not None
+    assert [call.free for call in traced.regions.calls] == [((0,),), ((0,),)]
+    traced = trace(Levels().eval(), normal(2, 3, 16, 16))  # below 20 and above
+    assert traced.regions is not None
+    assert [call.free for call in traced.regions.calls] == [((0,),), ((0,),)]
+
+
 def test_no_size_is_tried_twice() -> None:
     seen: list[int] = []
 
@@ -130,5 +204,5 @@ def test_no_size_is_tried_twice() -> None:
         return shape[0] < 62
 
     traced = trace(Deciding(lambda shape: below(shape) or shape[0] >= 62).eval(), normal(8, 3, 8, 8))
-    assert traced.batch_is_dynamic  # 64, the one that breaks the guard, is eight times the batch and a size of its own
-    assert sorted(seen) == [1, 8, 64]
+    assert traced.batch_is_dynamic  # 64 breaks the guard, and is eight times the batch as well
+    assert sorted(seen) == [1, 8, 62, 64]
