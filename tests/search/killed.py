@@ -22,10 +22,17 @@ SUBJECT = Subject("search.subjects:build", torch.zeros(2, 1, subjects.SIDE, subj
 
 
 def train(model: nn.Module, resolution: int | None, epochs: int, folder: Path) -> float:
-    """Train, slowly enough to be killed in the middle, and leave a mark where a trial that has ended is begun again."""
+    """Train, slowly enough to be killed in the middle, and leave a mark where a trial that has ended is begun again.
+
+    Where the folder of the search has a file ``hold`` with a number, no more trials than that are brought to their end.
+    """
     if (folder / "result.json").exists():
         (folder / "again").touch()
     time.sleep(0.5)
+    hold = folder.parents[1] / "hold"
+    while hold.exists() and len(list(folder.parent.glob("*/result.json"))) >= int(hold.read_text()):
+        (folder.parents[1] / "held").touch()
+        time.sleep(0.02)
     return subjects.train_and_evaluate(model, resolution, epochs)
 
 

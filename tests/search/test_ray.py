@@ -17,14 +17,13 @@ from typing import Any
 
 import pytest
 from search import works
-from search.test_processes import is_alive, run, wait_until
+from search.test_processes import SECONDS, Late, is_alive, run, wait_until
 
 from fxprune.errors import EnvironmentProblem, InputError
 from fxprune.search import Event, InProcess, RayCluster, Store, Trial, TrialResult, run_trials
 from fxprune.search.executors import ray_cluster
-from fxprune.search.trials import folder_of
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("default")]  # Ray's own warnings are not ours
+pytestmark = [pytest.mark.filterwarnings("default")]  # Ray's own warnings are not ours
 ray: Any = pytest.importorskip("ray", reason="ray is not installed: pip install 'fxprune[ray]'")
 
 
@@ -52,8 +51,8 @@ def test_results_are_those_of_one_process(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("cluster")
 def test_a_killed_worker_is_replaced_and_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
-    other = Trial(seed=1, options={"sleep": 0.4, "steps": 8})
-    trial = Trial(options={"sleep": 0.4, "steps": 8, "beside": folder_of(Path(), other).name})
+    other = Trial(seed=1, options={"steps": 8, "held": 5})
+    trial = Trial(options={"steps": 8, "held": 5})
     events: list[Event] = []
     with Store.open(tmp_path, {}) as store:
         folder = store.folder_of(trial)
@@ -63,6 +62,7 @@ def test_a_killed_worker_is_replaced_and_goes_on_from_the_checkpoint(tmp_path: P
             wait_until(lambda: len(works.steps(folder)) >= 3 and works.marks(store.folder_of(other), "begun"))
             seen.append(not works.marks(store.folder_of(other), "done"))  # both are at work
             os.kill(int(works.marks(folder, "begun")[0]), signal.SIGKILL)
+            (tmp_path / "go").touch()
 
         threading.Thread(target=kill).start()
         results = run_trials([trial, other], works.count, store, RayCluster(), events.append)
@@ -70,7 +70,7 @@ def test_a_killed_worker_is_replaced_and_goes_on_from_the_checkpoint(tmp_path: P
     first, second = map(int, works.marks(folder, "begun"))
     kept = sum(process == first for _, process, _ in works.steps(folder))
     assert seen == [True]
-    assert 3 <= kept < 8
+    assert 3 <= kept <= 5
     assert [step[:2] for step in works.steps(folder)] == [(at, first if at < kept else second) for at in range(8)]
     assert len(works.marks(folder, "done")) == 1
     assert (results[trial.key].attempts, results[other.key].attempts) == (2, 1)
@@ -89,7 +89,7 @@ def test_a_worker_that_is_always_lost_fails_its_trial(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_trial_that_hangs_is_killed(tmp_path: Path) -> None:
+def test_a_trial_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trials = [
         Trial(options={"way": "hang"}),
         Trial(options={"way": "raise"}),
@@ -97,12 +97,19 @@ def test_a_trial_that_hangs_is_killed(tmp_path: Path) -> None:
         Trial(),
     ]
     events: list[Event] = []
-    results = run(tmp_path, trials, RayCluster(timeout=2, retries=0), tell=events.append)
+
+    def all_others_ended() -> bool:
+        begun = any(path.read_text() for path in tmp_path.glob("trials/*/begun") if not (path.parent / "done").exists())
+        known = any(event.key == trials[0].key for event in events)  # its time runs from here on
+        return known and begun and len(list(tmp_path.glob("trials/*/result.json"))) == 3
+
+    monkeypatch.setattr(ray_cluster, "time", Late(all_others_ended))
+    results = run(tmp_path, trials, RayCluster(timeout=100, retries=0), tell=events.append)
     assert [result.status for result in results] == ["failed"] * 3 + ["done"]
-    assert results[0].error == "it took more than 2 s and was killed; begun 1 time"
+    assert results[0].error == "it took more than 100 s and was killed; begun 1 time"
     assert [event.kind for event in events if event.key == trials[0].key] == ["started", "timed out"]
     (begun,) = (path for path in tmp_path.glob("trials/*/begun") if not (path.parent / "done").exists())
-    wait_until(lambda: not is_alive(int(begun.read_text())), 20)
+    wait_until(lambda: not is_alive(int(begun.read_text())))
 
 
 @pytest.mark.usefixtures("cluster")
@@ -146,13 +153,13 @@ def test_a_cluster_of_its_own_ends_with_the_search(tmp_path: Path) -> None:
     options = '{"executor": "ray", "count": 1}'
     done = subprocess.run(
         [sys.executable, str(program), str(tmp_path), options],
-        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=100, check=False,
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=SECONDS, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("finished") == 3
     workers = [int(mark) for path in tmp_path.glob("trials/*/begun") for mark in path.read_text().split()]
     assert len(workers) == 3
-    wait_until(lambda: not any(map(is_alive, workers)), 20)
+    wait_until(lambda: not any(map(is_alive, workers)))
 
 
 @pytest.fixture
@@ -191,8 +198,8 @@ def test_a_cluster_by_its_address(tmp_path: Path, address: str) -> None:
             {"executor": "ray", "count": 1, "sleep": code / 100, "with": {"address": address, **there}}
         )
         done = subprocess.run(
-            [*program, options], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60,
-            check=False,
+            [*program, options], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+            timeout=SECONDS, check=False,
         )  # fmt: skip
         assert done.returncode == code, done.stderr
     assert re.search("All machines need fxprune|a worker of Ray cannot load the work", done.stderr)
@@ -213,7 +220,7 @@ def test_an_address_where_nobody_is(silent_port: int) -> None:
         start = time.monotonic()
         with pytest.raises(InputError, match=f"the Ray cluster at {address} cannot be reached") as caught:
             ray_cluster._check_reachable(address, 8)
-        assert time.monotonic() - start < 20
+        assert time.monotonic() - start < 120  # it has eight seconds for it, and its helper takes its time to start
         assert "\n" not in str(caught.value)
         assert "leave the address out" in str(caught.value)
 

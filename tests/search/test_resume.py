@@ -14,12 +14,11 @@ from typing import Any
 
 import pytest
 from search import works
-from search.test_processes import is_alive, wait_until
+from search.test_processes import SECONDS, is_alive, wait_until
 
 from fxprune.search import InProcess, Store, run_trials
 
-pytestmark = pytest.mark.timeout(120)
-OPTIONS = {"count": 6, "sleep": 0.06, "steps": 6}
+OPTIONS = {"count": 6, "sleep": 0.06, "steps": 6, "held": 5}  # no search ends before it has been killed
 TRIALS = works.trials(**OPTIONS)
 
 
@@ -34,6 +33,8 @@ def start(folder: Path, executor: str, **options: Any) -> subprocess.Popen[str]:
 
 
 def undisturbed(folder: Path) -> list[dict[str, Any]]:
+    folder.mkdir()
+    (folder / "go").touch()
     with Store.open(folder, {"model": "m"}) as store:
         results = run_trials(works.trials(**{**OPTIONS, "sleep": 0.0}), works.fall, store, InProcess())
     return [without_sleep(result.outcome) for result in results.values()]
@@ -45,8 +46,9 @@ def without_sleep(outcome: dict[str, Any]) -> dict[str, Any]:
 
 
 def finish(folder: Path, executor: str) -> list[dict[str, Any]]:
+    (folder / "go").touch()
     last = start(folder, executor)
-    printed, errors = last.communicate(timeout=100)
+    printed, errors = last.communicate(timeout=SECONDS)
     assert last.returncode == 0, errors
     return [without_sleep(outcome) for outcome in json.loads(printed.splitlines()[-1])]
 
@@ -58,7 +60,7 @@ def kill_after(folder: Path, executor: str, seconds: float) -> set[int]:
     assert search.stdout.readline()
     time.sleep(seconds)
     search.send_signal(signal.SIGKILL)
-    printed, errors = search.communicate(timeout=30)
+    printed, errors = search.communicate(timeout=SECONDS)
     assert search.returncode == -signal.SIGKILL, (printed, errors)  # it was in the middle
     return {int(mark) for path in folder.glob("trials/*/begun") for mark in path.read_text().split()}
 
@@ -67,12 +69,12 @@ def kill_after(folder: Path, executor: str, seconds: float) -> set[int]:
     ("executor", "times"), [("here", 2), ("processes", 5), pytest.param("ray", 2, marks=pytest.mark.slow)]
 )
 def test_killed_several_times_at_random_moments(executor: str, times: int, tmp_path: Path) -> None:
-    random.seed(os.urandom(8))
+    draw = random.Random(executor)
     folder, seen = tmp_path / "search", []
     for _ in range(times):
-        moment = random.uniform(0.05, 0.4)
+        moment = draw.uniform(0.05, 0.4)
         workers = kill_after(folder, executor, moment)
-        wait_until(lambda: not any(is_alive(worker) for worker in workers), 10)  # noqa: B023 - it is called here
+        wait_until(lambda: not any(is_alive(worker) for worker in workers))  # noqa: B023 - it is called here
         with Store.open(folder, {"model": "m"}) as store:
             seen.append((moment, sum(state == "done" for state in store.states().values())))
     assert finish(folder, executor) == undisturbed(tmp_path / "other"), seen
@@ -94,10 +96,10 @@ def test_an_interrupt_ends_the_workers(tmp_path: Path) -> None:
     search = start(tmp_path, "processes")
     assert search.stdout is not None
     assert search.stdout.readline().startswith("started")
-    time.sleep(0.2)
+    wait_until(lambda: any(path.read_text() for path in tmp_path.glob("trials/*/begun")))
     search.send_signal(signal.SIGINT)
-    _, errors = search.communicate(timeout=30)
+    _, errors = search.communicate(timeout=SECONDS)
     assert "KeyboardInterrupt" in errors
     workers = [int(mark) for path in tmp_path.glob("trials/*/begun") for mark in path.read_text().split()]
     assert workers
-    wait_until(lambda: not any(map(is_alive, workers)), 5)
+    wait_until(lambda: not any(map(is_alive, workers)))

@@ -97,7 +97,7 @@ with Store.open(folder, {}) as store:
 def test_several_processes_write(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
     started = [subprocess.Popen([*command, str(seed)], cwd=ROOT) for seed in range(3)]
-    assert [each.wait(timeout=60) for each in started] == [0, 0, 0]
+    assert [each.wait(timeout=300) for each in started] == [0, 0, 0]
     with Store.open(tmp_path, {}) as store:
         trials = store.all_trials()
         assert len(trials) == 60

@@ -1,7 +1,8 @@
 """Work for trials, which worker processes import as ``search.works``: each shows one way for a trial to go.
 
 A trial counts to ``options["steps"]`` and keeps each step in its folder as a checkpoint, with who took it. The files
-``begun`` and ``done`` have a line for each time that it was begun and came to its end.
+``begun`` and ``done`` have a line for each time that it was begun and came to its end. Tests hold trials by files in
+the folder of the search: so they need not be quick, nor lucky, to find them at work.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from fxprune.search import SearchStopped, Trial, parent_weights
 def count(trial: Trial, folder: Path) -> dict[str, Any]:
     """Count with a checkpoint; the accuracy follows from the trial and its parent's weights."""
     mark(folder, "begun", os.getpid())
+    meet(trial, folder)
     taken = steps(folder)
     total = taken[-1][2] if taken else start_of(trial, folder)
     for step in range(len(taken), trial.options.get("steps", 3)):
         time.sleep(trial.options.get("sleep", 0.0))
-        while step == 3 and "beside" in trial.options and not marks(folder.parent / trial.options["beside"], "begun"):
-            time.sleep(0.05)  # a worker may take its time to begin
+        while step == trial.options.get("held") and not (folder.parents[1] / "go").exists():
+            time.sleep(0.02)
         total = (total * 31 + trial.seed + int(1000 * trial.width) + step) % 10007
         taken.append((step, os.getpid(), total))
         write(folder / "checkpoint.json", json.dumps(taken))
@@ -44,6 +46,14 @@ def count(trial: Trial, folder: Path) -> dict[str, Any]:
     }
     mark(folder, "done", os.getpid())
     return result
+
+
+def meet(trial: Trial, folder: Path) -> None:
+    """Wait until two processes are at work, where there is the file ``meet``; not in the trial that all wait for."""
+    while trial.parent and (folder.parents[1] / "meet").exists():
+        if len({process for path in folder.parent.glob("*/begun") for process in marks(path.parent, "begun")}) > 1:
+            return
+        time.sleep(0.02)
 
 
 def start_of(trial: Trial, folder: Path) -> int:
@@ -162,13 +172,14 @@ class Local:
         return {"accuracy": self.factor * trial.width}
 
 
-def trials(count: int = 3, **options: Any) -> list[Trial]:
-    """Two chains from one trial, as pruning step by step makes them."""
+def trials(count: int = 3, held: int | None = None, **options: Any) -> list[Trial]:
+    """Two chains from one trial, as pruning step by step makes them; the last waits before a step for ``go``."""
     first = Trial(options=options)
     found = [first]
     for number in range(count):
         for name in ("width", "depth"):
             share = {name: 0.9 - 0.1 * number}
             parent = first if not number else found[-2]
-            found.append(Trial(**share, parent=parent.key, options=options))
+            last = held is not None and number == count - 1 and name == "depth"
+            found.append(Trial(**share, parent=parent.key, options={**options, "held": held} if last else options))
     return found
