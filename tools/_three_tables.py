@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,31 +10,12 @@ from typing import Any
 from fxprune.search.predictor import Point, Predictor, fit_full, fit_specialised
 from tools._recovery_tables import difference, paired
 from tools._recovery_tasks import NETS, SCALES, TASKS
-from tools.bench_papers import _locked as locked
-from tools.bench_papers import _write as write
-from tools.bench_papers import put_between
-
-__all__ = ["append", "page", "plot", "put_between", "read"]
 
 COMMAND = "python tools/bench_three_dimensions.py --markdown docs/three_dimensions.md"
 WAYS = ("three dimensions", "depth only", "width only", "resolution only", "uniform")
 SINGLE = WAYS[1:4]
 HELD_OUT = 6  # of the networks between the axes, which are only predicted
 Records = list[dict[str, Any]]
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Return what was measured so far."""
-    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"schema": 1, "cells": []}
-    return found
-
-
-def append(path: Path, record: dict[str, Any]) -> None:
-    """Add one record in one step."""
-    with locked(path):
-        results = read(path)
-        results["cells"].append(record)
-        write(path, json.dumps(results, indent=1) + "\n")
 
 
 def page(records: Records, scale: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from statistics import median
 
+from tools._records import Record
 from tools._zoo_models import catalog
-from tools._zoo_record import Record
 
 OUTCOMES = {
     "exact": "pruned, and equal to its masked original in float64",

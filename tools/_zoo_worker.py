@@ -7,10 +7,12 @@ import importlib
 import sys
 import traceback
 import warnings
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 
+from tools._pool import answering
+from tools._records import Record
 from tools._zoo_models import catalog, input_shape
 from tools._zoo_record import Recorder
 
@@ -24,19 +26,25 @@ def _refusal(error: BaseException) -> bool:
 
 
 def main() -> int:
-    """Run the worker; the record file tells how it went, whatever happens."""
+    """Run the worker; its last answer tells how it went, whatever happens."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tool", choices=sorted(TOOLS))
     parser.add_argument("model")
-    parser.add_argument("record", type=Path)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.set_num_interop_threads(1)
     warnings.simplefilter("ignore")
+    with answering() as answer:
+        run(options, answer)
+    return 0
+
+
+def run(options: argparse.Namespace, answer: Callable[[Record], None]) -> None:
+    """Run the tool on the model, and tell how it goes."""
     recorder = Recorder(
-        options.record,
+        answer,
         tool=options.tool,
         model=options.model,
         category=catalog()[options.model],
@@ -57,7 +65,6 @@ def main() -> int:
             traceback=traceback.format_exc()[-6000:],
             phase="done",
         )
-    return 0
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fxprune.deploy.files import atomic_write
 from fxprune.deploy.gate import GateConfig, run_gate
 from fxprune.deploy.machine import machine
+from tools._records import put_between, read, write
 
 LAYERS = {"same": 20, "slower": 22}
 CHANNELS, SIZE = 48, 28
@@ -187,18 +187,6 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(["| | measured | asked for |", "|---|---|---|", *lines, "", where_text])
 
 
-def put_between(page: Path, text: str) -> None:
-    """Replace what is between the page's markers."""
-    start, end = "<!-- gate:start -->\n", "<!-- gate:end -->"
-    before, _, rest = page.read_text().partition(start)
-    _, _, after = rest.partition(end)
-    atomic_write(page, lambda path: _write_text(path, f"{before}{start}{text}\n{end}{after}"))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
-
-
 def main() -> int:
     """Run what is missing and write after each trial."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -215,8 +203,7 @@ def main() -> int:
     results: dict[str, Any] = {"schema": 1, "busy": options.busy, "limit_seconds": options.seconds}
     results |= {"threads": options.threads, "min_seconds": options.min_seconds}
     results |= {"machine": machine(), "trials": [], "commands": []}
-    if options.out.is_file():
-        results |= {key: value for key, value in json.loads(options.out.read_text()).items() if key != "summary"}
+    results |= {key: value for key, value in read(options.out).items() if key != "summary"}
     done = {(one["kind"], one["number"]) for one in results["trials"]}
     wanted = sorted(  # spread evenly, so that a part of a run has its part of both
         [(i / options.same, "same", i) for i in range(options.same)]
@@ -234,15 +221,13 @@ def main() -> int:
     _write(options.out, results)
     print(json.dumps(results["summary"], indent=2))
     if options.markdown:
-        put_between(options.markdown, markdown(results))
+        put_between(options.markdown, "gate", markdown(results))
     return 0
 
 
 def _write(path: Path, results: dict[str, Any]) -> None:
     results["summary"] = summary(results)
-    text = json.dumps(results, indent=1) + "\n"
-
-    atomic_write(path, lambda temporary: _write_text(temporary, text))
+    write(path, results)
 
 
 if __name__ == "__main__":

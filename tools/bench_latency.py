@@ -23,10 +23,7 @@ from __future__ import annotations
 import argparse
 import copy
 import fnmatch
-import json
-import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -42,11 +39,12 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.deploy.files import atomic_write
 from fxprune.deploy.latency_budget import plan_for_latency, served
 from fxprune.deploy.machine import machine
 from fxprune.deploy.runtimes import get_runtime, random_feeds
 from fxprune.deploy.statistics import paired_ratio
+from tools._pool import Limits, answering, run_one
+from tools._records import changed, read, write_text
 from tools._zoo_models import build, make_inputs
 from tools._zoo_torch_pruning import output_layers
 
@@ -229,11 +227,11 @@ class Work:
 
 
 def work(name: str, seconds: float) -> None:
-    """Measure one network and print its record as a line of JSON."""
+    """Measure one network and answer with its record."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    with tempfile.TemporaryDirectory(prefix="fxprune-bench-") as folder:
-        print(json.dumps(Work(name, seconds, Path(folder)).run(), default=float), flush=True)
+    with tempfile.TemporaryDirectory(prefix="fxprune-bench-") as folder, answering() as answer:
+        answer(Work(name, seconds, Path(folder)).run())
 
 
 # ---------------------------------------------------------------- all of them
@@ -241,16 +239,9 @@ def work(name: str, seconds: float) -> None:
 
 def bounded(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Run one network in a process of its own; a run that fails or takes too long says so in its record."""
-    command = [sys.executable, __file__, "--worker", name, "--seconds", str(options.seconds)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    try:
-        done = subprocess.run(command, capture_output=True, env=environment, timeout=options.timeout, check=False)
-    except subprocess.TimeoutExpired:
-        return {"error": f"no answer in {options.timeout:g} s"}
-    if done.returncode:
-        return {"error": " ".join(done.stderr.decode().split())[-600:]}
-    record: dict[str, Any] = json.loads(done.stdout.decode().splitlines()[-1])
-    return record
+    words = ["-m", "tools.bench_latency", "--worker", name, "--seconds", str(options.seconds)]
+    worker = run_one(words, Limits(seconds=options.timeout), {"OMP_NUM_THREADS": "1"})
+    return {"error": worker.why} if worker.why else worker.answers[-1]
 
 
 def _ratio(arms: dict[str, Any], arm: str) -> str:
@@ -310,19 +301,18 @@ def main() -> int:
     if options.worker:
         work(options.worker, options.seconds)
         return 0
-    records = json.loads(options.out.read_text()) if options.out.exists() else {}
     for name in MODELS:
         chosen = any(fnmatch.fnmatchcase(name, pattern) for pattern in options.models or ["*"])
-        if not chosen or ("arms" in records.get(name, {}) and not options.redo):
+        if not chosen or ("arms" in read(options.out).get(name, {}) and not options.redo):
             continue
-        records[name] = bounded(name, options)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(records, indent=1)
-        atomic_write(options.out, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
-        print(f"{name}: {records[name].get('error', 'done')}", flush=True)
-    print(markdown(records))
+        record = bounded(name, options)
+        with changed(options.out) as records:
+            records[name] = record
+        print(f"{name}: {record.get('error', 'done')}", flush=True)
+    text = markdown(read(options.out))
+    print(text)
     if options.markdown:
-        options.markdown.write_text(markdown(records))
+        write_text(options.markdown, text)
     return 0
 
 

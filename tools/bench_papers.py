@@ -13,17 +13,13 @@ runs may share the file. Each experiment has a module of its own, ``tools/_paper
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import functools
 import json
 import sys
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 if __package__ in (None, ""):  # started as a script: the checkout itself is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -33,58 +29,12 @@ import torch
 from fxprune.deploy.files import atomic_write
 from fxprune.deploy.machine import machine
 from tools import _papers_basis, _papers_composition, _papers_fly, _papers_tpp, _papers_tpp_nets
+from tools._records import append, begin_page, has, put_between, read
 
 EXPERIMENTS: dict[str, ModuleType] = {
     "tpp": _papers_tpp, "tpp-nets": _papers_tpp_nets, "basis": _papers_basis, "composition": _papers_composition,
     "fly": _papers_fly,
 }  # fmt: skip
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Return what was measured so far."""
-    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"schema": 1, "trials": []}
-    return results
-
-
-def append(path: Path, key: dict[str, Any], record: dict[str, Any]) -> None:
-    """Add the record of a trial in one step, beside whoever else does so; the first of two that ran it counts."""
-    with _locked(path):
-        results = read(path)
-        if _has(results, key):
-            return
-        results["machine"] = {"torch": torch.__version__, **machine()}
-        results["trials"].append(record)
-        _write(path, json.dumps(results, indent=1) + "\n")
-
-
-def _has(results: dict[str, Any], key: dict[str, Any]) -> bool:
-    return any(key.items() <= record.items() for record in results["trials"])
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # it ends with the process, however that ends
-        yield
-
-
-def put_between(path: Path, name: str, text: str) -> None:
-    """Replace what is between an experiment's markers on a page, or add it at the end."""
-    start, end = f"<!-- {name}:start -->\n", f"<!-- {name}:end -->\n"
-    page = path.read_text() if path.is_file() else ""
-    if start not in page:
-        page += ("\n" if page else "") + start + end
-    before, _, rest = page.partition(start)
-    _write(path, before + start + text + end + rest.partition(end)[2])
-
-
-def _write(path: Path, text: str) -> None:
-    def write(temporary: Path) -> None:
-        temporary.write_text(text)
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, write)
 
 
 def _options(words: list[str] | None) -> argparse.Namespace:
@@ -107,6 +57,8 @@ def main(words: list[str] | None = None) -> int:
     options = _options(words)
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
+    if options.markdown:
+        begin_page(options.markdown, *options.experiments)
     start = time.perf_counter()
     for name in options.experiments:
         experiment = EXPERIMENTS[name]
@@ -114,15 +66,16 @@ def main(words: list[str] | None = None) -> int:
             wanted = ((options.ratios, trial.ratio), (options.seeds, trial.seed), (options.methods, trial.method))
             if any(chosen is not None and value not in chosen for chosen, value in wanted):
                 continue
-            if _has(read(options.out), trial.key):
+            if has(read(options.out, "trials")["trials"], trial.key):
                 continue
             if options.budget_minutes is not None and time.perf_counter() - start >= 60 * options.budget_minutes:
                 break
             record = experiment.run_trial(trial, options.cache)
-            append(options.out, trial.key, record)
+            about = {"machine": {"torch": torch.__version__, **machine()}}
+            append(options.out, "trials", record, key=trial.key, about=about)
             print(json.dumps(record), flush=True)
         if options.markdown:
-            records = read(options.out)["trials"]
+            records = read(options.out, "trials")["trials"]
             put_between(options.markdown, name, experiment.page(records, options.scale))
             if hasattr(experiment, "plot"):
                 picture = options.markdown.with_name(f"{options.markdown.stem}-{name}.png")

@@ -13,11 +13,8 @@ from __future__ import annotations
 import argparse
 import copy
 import fnmatch
-import json
-import os
 import random
 import statistics
-import subprocess
 import sys
 import time
 import warnings
@@ -30,7 +27,8 @@ if __package__ in (None, ""):  # started as a script: the checkout itself is not
 
 import torch
 
-from fxprune.deploy.files import atomic_write
+from tools._pool import Limits, answering, run_one
+from tools._records import changed, read
 from tools._zoo_models import build, catalog, make_inputs
 
 SLOW = 20.0  # seconds after which a tool is not run again on a model
@@ -89,8 +87,8 @@ def run_torch_pruning(model: Any, inputs: Any, name: str, clock: Clock) -> None:
 TOOLS = {"fxprune": run_fxprune, "torch-pruning": run_torch_pruning}
 
 
-def work(name: str, rounds: int, threads: int) -> None:
-    """Time both tools on one model; print a line of JSON for each start and end, so that a killed run has its say."""
+def work(name: str, rounds: int, threads: int, answer: Callable[[Any], None]) -> None:
+    """Time both tools on one model; answer at each start and end, so that a killed run has its say."""
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
     model, inputs, order = build(name, 0), make_inputs(name, 1), random.Random(0)
@@ -99,7 +97,7 @@ def work(name: str, rounds: int, threads: int) -> None:
         for tool in order.sample(sorted(TOOLS), len(TOOLS)) if turn else ["fxprune", "torch-pruning"]:
             if tool in slow:
                 continue
-            print(json.dumps({"tool": tool, "turn": turn}), flush=True)
+            answer({"tool": tool, "turn": turn})
             clock, fresh, error = Clock(), copy.deepcopy(model), ""
             start = time.perf_counter()
             try:
@@ -108,26 +106,21 @@ def work(name: str, rounds: int, threads: int) -> None:
                 error = f"{type(problem).__name__}: {' '.join(str(problem).split())[:200]}"
             if error or time.perf_counter() - start > SLOW:
                 slow.add(tool)
-            print(json.dumps({"tool": tool, "turn": turn, "stages": clock.stages, "error": error}), flush=True)
+            answer({"tool": tool, "turn": turn, "stages": clock.stages, "error": error})
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Run one model in a process of its own."""
-    command = [sys.executable, __file__, "--worker", name, "--rounds", str(options.rounds)]
-    command += ["--threads", str(options.threads)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:
-        try:
-            output, _ = process.communicate(timeout=options.timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            output, _ = process.communicate()
-    lines = [json.loads(line) for line in output.decode().splitlines()]
+    words = ["-m", "tools.bench_prune", "--worker", name, "--rounds", str(options.rounds)]
+    words += ["--threads", str(options.threads)]
+    limits = Limits(seconds=options.timeout)
+    worker = run_one(words, limits, {"OMP_NUM_THREADS": str(options.threads)})
+    lines = worker.answers
     record: dict[str, Any] = {
         tool: [line for line in lines if line["tool"] == tool and "stages" in line] for tool in TOOLS
     }
     if lines and "stages" not in lines[-1]:
-        record[lines[-1]["tool"]].append({"turn": lines[-1]["turn"], "error": f"no answer in {options.timeout:g} s"})
+        record[lines[-1]["tool"]].append({"turn": lines[-1]["turn"], "error": worker.why})
     return record
 
 
@@ -186,19 +179,18 @@ def main() -> int:
     parser.add_argument("--worker", metavar="MODEL", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        work(options.worker, options.rounds, options.threads)
+        with answering() as answer:
+            work(options.worker, options.rounds, options.threads, answer)
         return 0
-    records = json.loads(options.out.read_text()) if options.out.exists() else {}
     for name in catalog():
-        if name in records or not any(fnmatch.fnmatchcase(name, p) for p in options.models or ["*"]):
+        if name in read(options.out) or not any(fnmatch.fnmatchcase(name, p) for p in options.models or ["*"]):
             continue
-        records[name] = measure(name, options)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(records, indent=1)
-        atomic_write(options.out, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
-        ours, peer = (seconds(records[name][tool], "cpu", STAGES if tool == "fxprune" else None) for tool in TOOLS)
+        record = measure(name, options)
+        with changed(options.out) as records:
+            records[name] = record
+        ours, peer = (seconds(record[tool], "cpu", STAGES if tool == "fxprune" else None) for tool in TOOLS)
         print(f"{name:32s} {ours} {peer}", flush=True)
-    print(summary(records))
+    print(summary(read(options.out)))
     return 0
 
 

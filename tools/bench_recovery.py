@@ -15,13 +15,11 @@ The order is such that what there is makes complete tables. Filters take a part:
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import json
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +30,14 @@ import torch
 
 from fxprune.deploy.files import atomic_write
 from fxprune.deploy.machine import machine
+from tools._records import append, has, put_between, read
 from tools._recovery_latency import measure
 from tools._recovery_tables import latencies, page, plot
 from tools._recovery_tasks import NETS, RATIOS, REASONS_AT, SCALES, SEEDS, TASKS, WIDTHS_AT
 from tools._recovery_trial import MAIN, REASONS, VARIANTS, WIDTHS, Trial, run_trial
 
+KEY = ("scale", "task", "net", "ratio", "seed", "variant", "settings")  # what a record is known by
+LATENCY_KEY = tuple("removed" if name == "ratio" else name for name in KEY)
 HARD, EASY = (0.9, 0.95), (0.5, 0.7)
 # The order of trials: task, network, ratios, variants; within each line seed by seed.
 LINES: list[tuple[str, str, tuple[float, ...], dict[str, Any]]] = [
@@ -79,49 +80,13 @@ def trials(options: argparse.Namespace) -> list[Trial]:
     ]  # fmt: skip
 
 
-# ---------------------------------------------------------------- the file of results
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Return what was measured so far."""
-    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"schema": 1, "trials": []}
-    return results
-
-
-def append(path: Path, record: dict[str, Any], what: str = "trials") -> None:
-    """Add one record in one step, beside whoever else does so."""
-    with _locked(path):
-        results = read(path)
-        results["machine"] = {"torch": torch.__version__, **machine()}
-        results.setdefault(what, []).append(record)
-        text = json.dumps(results, indent=1) + "\n"
-        atomic_write(path, lambda temporary: _write_text(temporary, text))
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # it ends with the process, however that ends
-        yield
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
-
-
 def is_done(trial: Trial, results: dict[str, Any]) -> bool:
     """Whether there is a record of this trial under these settings."""
-    wanted = {**vars(trial), "settings": trial.settings.digest}
-    return any(all(record[key] == value for key, value in wanted.items()) for record in results["trials"])
+    return has(results["trials"], {**vars(trial), "settings": trial.settings.digest})
 
 
-def put_between(path: Path, text: str) -> None:
-    """Replace what is between the markers of a page, or write one that has nothing else."""
-    start, end = "<!-- recovery:start -->\n", "<!-- recovery:end -->"
-    before, _, rest = (path.read_text() if path.is_file() else f"{start}{end}\n").partition(start)
-    after = rest.partition(end)[2]
-    atomic_write(path, lambda temporary: _write_text(temporary, f"{before}{start}{text}\n{end}{after}"))
+def _keep(path: Path, record: dict[str, Any], to: str, key: Sequence[str]) -> None:
+    append(path, to, record, key=key, about={"machine": {"torch": torch.__version__, **machine()}})
 
 
 def _measure_latencies(options: argparse.Namespace) -> None:
@@ -132,7 +97,7 @@ def _measure_latencies(options: argparse.Namespace) -> None:
             done = {(t["task"], t["net"], t["removed"]) for t in latencies(read(options.out), options.scale)}
             if (trial.task, net, ratio) not in done:
                 record = measure(trial, options.cache, cpu=options.cpu)
-                append(options.out, record, "latency")
+                _keep(options.out, record, "latency", LATENCY_KEY)
                 print(json.dumps(record), flush=True)
 
 
@@ -164,18 +129,18 @@ def main(words: list[str] | None = None) -> int:
     for trial in trials(options):
         if options.budget_minutes is not None and time.perf_counter() - start >= 60 * options.budget_minutes:
             break
-        if is_done(trial, read(options.out)):
+        if is_done(trial, read(options.out, "trials")):
             continue
         record = run_trial(trial, options.cache, cpu=options.cpu)
-        append(options.out, record)
+        _keep(options.out, record, "trials", KEY)
         result = f"{record['accuracy']:.2%}" if "accuracy" in record else record["error"]
         place = f"{trial.task} {trial.net} {trial.ratio:.0%} seed {trial.seed}"
         print(f"{place} {trial.variant}: {result}, {record['seconds']} s", flush=True)
     if options.latency:
         _measure_latencies(options)
-    results = read(options.out)
+    results = read(options.out, "trials")
     if options.markdown:
-        put_between(options.markdown, page(results, options.scale))
+        put_between(options.markdown, "recovery", page(results, options.scale))
     if options.plot:
         atomic_write(options.plot, lambda temporary: plot(results, options.scale, temporary))
     return 0

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 import sys
 import tempfile
 import warnings
@@ -25,11 +24,11 @@ if __package__ in (None, ""):  # started as a script: the checkout itself is not
 import torch
 
 import fxprune
-from fxprune.deploy.files import atomic_write
 from fxprune.deploy.latency_budget import served, takes_files
 from fxprune.deploy.layer_shapes import layer_shapes
 from fxprune.deploy.probe import probe
 from fxprune.deploy.runtimes import RUNTIMES, get_runtime
+from tools._records import changed, read
 from tools._zoo_models import build, make_inputs
 
 MODELS = ("resnet50", "mobilenet_v2", "convnext_tiny", "vit_b_16")
@@ -103,20 +102,19 @@ def main() -> int:
         print(f"{options.runtime}: {missing}", file=sys.stderr)
         return 4
     warnings.simplefilter("ignore")
-    records = json.loads(options.out.read_text()) if options.out.exists() else {}
     for name in MODELS:
         for batch in options.batch:
             key = f"{options.runtime}/{name}/{batch}"
-            if key in records or not any(fnmatch.fnmatchcase(name, pattern) for pattern in options.models or ["*"]):
+            chosen = any(fnmatch.fnmatchcase(name, pattern) for pattern in options.models or ["*"])
+            if not chosen or key in read(options.out):
                 continue
             try:
-                records[key] = {**measure(name, batch, options), "device": device(options.runtime)}
+                record = {**measure(name, batch, options), "device": device(options.runtime)}
             except Exception as problem:  # out of memory, for one: the others are still worth a line
-                records[key] = {"error": f"{type(problem).__name__}: {' '.join(str(problem).split())[:200]}"}
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(records, indent=1)
-            atomic_write(options.out, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
-    print(markdown(records))
+                record = {"error": f"{type(problem).__name__}: {' '.join(str(problem).split())[:200]}"}
+            with changed(options.out) as records:
+                records[key] = record
+    print(markdown(read(options.out)))
     return 0
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.deploy.files import atomic_write
+from tools._pool import Limits, answering, run_one
+from tools._records import changed, put_between, read
 
 CHAINS = (100, 1000, 10000)
 LLAMA = {"7B": (32, 4096, 11008, 32, 32000), "1.3B": (24, 2048, 5504, 16, 32000), "test": (2, 16, 24, 4, 40)}
@@ -232,11 +232,10 @@ JOBS: list[tuple[str, Any]] = [*(("chains", n) for n in CHAINS), ("plan", "7B"),
 
 def _apart(kind: str, what: Any) -> dict[str, Any]:
     """Run one measurement in a process of its own."""
-    command = [sys.executable, __file__, "--job", kind, str(what)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{kind} {what} failed: {done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    worker = run_one(["-m", "tools.bench_size", "--job", kind, str(what)], Limits(seconds=LIMIT))
+    if worker.why:
+        raise RuntimeError(f"{kind} {what} failed: {worker.why}")
+    found: dict[str, Any] = worker.answers[-1]
     return found
 
 
@@ -271,16 +270,6 @@ def page(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _put_between(path: Path, text: str) -> None:
-    start, end = "<!-- size:start -->\n", "<!-- size:end -->\n"
-    before, _, rest = (path.read_text() if path.is_file() else f"{start}{end}").partition(start)
-    atomic_write(path, lambda temporary: _write_text(temporary, before + start + text + end + rest.partition(end)[2]))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
-
-
 def main(words: list[str] | None = None) -> int:
     """Measure what has no record, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -293,19 +282,18 @@ def main(words: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     if options.job:
         kind, what = options.job
-        record = MEASURES[kind](int(what) if what.isdigit() else what)
-        record["peak_bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(json.dumps(record))
+        with answering() as answer:
+            record = MEASURES[kind](int(what) if what.isdigit() else what)
+            answer({**record, "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss})
         return 0
-    found: dict[str, Any] = json.loads(options.out.read_text()) if options.out.is_file() else {}
     for kind, what in JOBS:
-        if kind in options.only and (options.redo or str(what) not in found.get(kind, {})):
-            found.setdefault(kind, {})[str(what)] = record = _apart(kind, what)
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(options.out, lambda temporary: _write_text(temporary, json.dumps(found, indent=1) + "\n"))
+        if kind in options.only and (options.redo or str(what) not in read(options.out).get(kind, {})):
+            record = _apart(kind, what)
+            with changed(options.out) as found:
+                found.setdefault(kind, {})[str(what)] = record
             print(json.dumps(record), flush=True)
     if options.markdown:
-        _put_between(options.markdown, page(found))
+        put_between(options.markdown, "size", page(read(options.out)))
     return 0
 
 

@@ -41,6 +41,7 @@ from fxprune.search.training import train_in_place
 from fxprune.search.trials import TrialResult, folder_of
 from fxprune.training import Recipe, evaluate
 from tools import _three_tables as tables
+from tools._records import append, has, put_between, read
 from tools._recovery_tasks import NETS, SCALES, TASKS, Tensors, build, data_for
 from tools._recovery_trial import dense_weights
 
@@ -251,16 +252,16 @@ def main(words: list[str] | None = None) -> int:
         Cell(options.scale, task, net, seed) for seed in options.seeds for task in options.tasks for net in options.nets
     ]
     for cell in cells:
-        if any(cell.key.items() <= record.items() for record in tables.read(options.out)["cells"]):
+        if has(read(options.out, "cells")["cells"], cell.key):
             continue
         if options.budget_minutes is not None and time.perf_counter() - start >= 60 * options.budget_minutes:
             break
         record = run_cell(cell, options.folder.resolve(), options.cache)
-        tables.append(options.out, record)
+        append(options.out, "cells", record, key=cell.key)
         print(json.dumps(record), flush=True)
     if options.markdown:
-        records = tables.read(options.out)["cells"]
-        tables.put_between(options.markdown, "three", tables.page(records, options.scale))
+        records = read(options.out, "cells")["cells"]
+        put_between(options.markdown, "three", tables.page(records, options.scale))
         picture = options.markdown.with_name(f"{options.markdown.stem}.png")
         if records:
             atomic_write(picture, functools.partial(tables.plot, records))

@@ -24,9 +24,10 @@ from typing import Any
 if __package__ in (None, ""):  # started as a script: the checkout itself is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fxprune.deploy.machine import load_average
+from fxprune.deploy.machine import load_average, machine
 from fxprune.search import Executor, Processes, RayCluster, Store, Trial, run_trials
 from fxprune.search.work import attempts_of
+from tools._records import append, has, put_between, read
 
 EXECUTORS: dict[str, Any] = {"processes": Processes, "ray": RayCluster}
 WORKERS = (1, 2)
@@ -107,7 +108,7 @@ def _options(words: list[str] | None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> int:
     """Run what has no record yet, and write the table where it was asked for."""
-    from tools.bench_papers import append, put_between, read  # it loads more than a worker should
+    import torch  # here, as workers import this file too
 
     options = _options(words)
     trials = [Trial(seed=seed, options={"steps": options.steps}) for seed in range(options.trials)]
@@ -117,12 +118,13 @@ def main(words: list[str] | None = None) -> int:
         random.Random(repetition).shuffle(runs)
         for name, workers in runs:
             about = {"executor": name, "workers": workers, "repetition": repetition, **same}
-            if any(about.items() <= record.items() for record in read(options.out)["trials"]):
+            if has(read(options.out, "trials")["trials"], about):
                 continue
             record = {**about, "load": load_average(), **measure(EXECUTORS[name](workers=workers), trials)}
-            append(options.out, about, record)
+            where = {"machine": {"torch": torch.__version__, **machine()}}
+            append(options.out, "trials", record, key=about, about=where)
             print(json.dumps(record), flush=True)
-    records = [record for record in read(options.out)["trials"] if same.items() <= record.items()]
+    records = [record for record in read(options.out, "trials")["trials"] if same.items() <= record.items()]
     _check_the_same(records)
     if options.markdown:
         put_between(options.markdown, "trials", page(records))

@@ -14,9 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import fnmatch
-import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,15 +30,16 @@ if __package__ in (None, ""):  # started as a script: the checkout itself is not
 import torch
 from torch import Tensor, nn
 
-from fxprune.deploy.files import atomic_write
 from fxprune.distance import distance, relative, top
 from tools._detector_models import NAMES, build, images, targets
+from tools._pool import Limits, answering, record_of
+from tools._records import Record, changed, put_between_marks, read
 
 TOLERANCE = 1e-9
 CONTROL = 1.001  # by which a weight is multiplied to see that the comparison notices
 PARITY_TOLERANCE = 1e-4
 Detections = list[dict[str, Tensor]]
-Record = dict[str, Any]
+MARK = "<!-- table -->"  # before and behind the table
 
 
 def work(name: str) -> Record:
@@ -159,15 +158,8 @@ def _export(traced: Any) -> dict[str, float]:
 
 def bounded(name: str, timeout: float, memory: float) -> Record:
     """Run one model in a process of its own."""
-    command = [sys.executable, __file__, "--worker", name, "--memory", str(memory)]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired:
-        return {"model": name, "outcome": f"no answer in {timeout:g} s"}
-    if done.returncode:
-        return {"model": name, "outcome": "crashed", "detail": " ".join(done.stderr.decode().split())[-400:]}
-    found: Record = json.loads(done.stdout.decode().splitlines()[-1])
-    return found
+    words = ["-m", "tools.detectors", "--worker", name, "--memory", str(memory)]
+    return record_of(words, Limits(seconds=timeout), model=name)
 
 
 _HEAD = (
@@ -224,22 +216,21 @@ def main() -> int:
         limit = int(options.memory * 2**30)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         torch.set_num_threads(1)
-        print(json.dumps(work(options.worker)), flush=True)
+        with answering() as answer:
+            answer(work(options.worker))
         return 0
-    records = json.loads(options.out.read_text()) if options.out.exists() else {}
     for name in NAMES:
         chosen = any(fnmatch.fnmatchcase(name, pattern) for pattern in options.models or ["*"])
-        if not chosen or (name in records and not options.redo):
+        if not chosen or (name in read(options.out) and not options.redo):
             continue
-        records[name] = bounded(name, options.timeout, options.memory)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(records, indent=1)
-        atomic_write(options.out, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
-        print(f"{name:38s} {records[name]['outcome']:20s} {records[name].get('detail', '')[:300]}", flush=True)
-    records = {name: records[name] for name in NAMES if name in records}
+        record = bounded(name, options.timeout, options.memory)
+        with changed(options.out) as records:
+            records[name] = record
+        print(f"{name:38s} {record['outcome']:20s} {record.get('detail', '')[:300]}", flush=True)
+    found = read(options.out)
+    records = {name: found[name] for name in NAMES if name in found}
     if options.markdown:
-        between = options.markdown.read_text().split("<!-- table -->")
-        options.markdown.write_text("<!-- table -->".join([between[0], f"\n{markdown(records)}", between[2]]))
+        put_between_marks(options.markdown, f"{MARK}\n", MARK, markdown(records))
     print(markdown(records))
     return 0
 

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +28,8 @@ if __package__ in (None, ""):  # started as a script: the checkout itself is not
 import torch
 from torch import Tensor, nn
 
-from fxprune.deploy.files import atomic_write
+from tools._pool import Limits, answering, record_of
+from tools._records import changed, read, write_text
 
 _TEXT = {
     "vocab_size": 96,
@@ -193,15 +192,7 @@ def _own_code(model: nn.Module, pruned: Any) -> dict[str, Any]:
 
 def bounded(name: str, timeout: float) -> dict[str, Any]:
     """Run one model in a process of its own."""
-    command = [sys.executable, __file__, "--worker", name]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired:
-        return {"model": name, "outcome": f"no answer in {timeout:g} s"}
-    if done.returncode:
-        return {"model": name, "outcome": "crashed", "detail": " ".join(done.stderr.decode().split())[-400:]}
-    found: dict[str, Any] = json.loads(done.stdout.decode().splitlines()[-1])
-    return found
+    return record_of(["-m", "tools.families", "--worker", name], Limits(seconds=timeout), model=name)
 
 
 def markdown(records: dict[str, Any]) -> str:
@@ -239,21 +230,21 @@ def main() -> int:
     warnings.simplefilter("ignore")
     if options.worker:
         torch.set_num_threads(1)
-        print(json.dumps(work(options.worker)), flush=True)
+        with answering() as answer:
+            answer(work(options.worker))
         return 0
-    records = json.loads(options.out.read_text()) if options.out.exists() else {}
     for name in MODELS:
         chosen = any(fnmatch.fnmatchcase(name, pattern) for pattern in options.models or ["*"])
-        if not chosen or (name in records and not options.redo):
+        if not chosen or (name in read(options.out) and not options.redo):
             continue
-        records[name] = bounded(name, options.timeout)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(records, indent=1)
-        atomic_write(options.out, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
-        print(f"{name:14s} {records[name]['outcome']:20s} {records[name].get('detail', '')[:300]}", flush=True)
+        record = bounded(name, options.timeout)
+        with changed(options.out) as records:
+            records[name] = record
+        print(f"{name:14s} {record['outcome']:20s} {record.get('detail', '')[:300]}", flush=True)
+    text = markdown(read(options.out))
     if options.markdown:
-        options.markdown.write_text(markdown(records))
-    print(markdown(records))
+        write_text(options.markdown, text)
+    print(text)
     return 0
 
 

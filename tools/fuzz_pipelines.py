@@ -8,16 +8,13 @@
 Four pipelines share a network. Each step is held to a reference that shares nothing with the library's own checks
 (``tools/_pipelines_check.py``). Pipelines are numbered, and a number always makes the same one of the same library;
 those with a record are not made again. What fails is made smaller, by leaving out steps and decisions, and printed as
-code.
+code. One that breaks its worker, or takes more memory than it may, counts as a crash.
 """
 
 from __future__ import annotations
 
-import argparse
 import collections
 import json
-import multiprocessing
-import os
 import random
 import sys
 import time
@@ -31,23 +28,20 @@ from typing import Any
 if __package__ in (None, ""):  # started as a script: the checkout itself is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-
-from fxprune.deploy.files import atomic_write
 from fxprune.errors import VerifyError
 from tools._fuzz_check import WrongNumber
+from tools._fuzz_hunt import Hunt
+from tools._fuzz_numbers import Recorded, Replayed, TooLong, bounded, variants
 from tools._fuzz_program import Choices, Program
 from tools._pipelines_check import EACH, Checked, Kind, check_pipeline
 from tools._pipelines_networks import write_network
 from tools._pipelines_references import BrokenPromise
 from tools._pipelines_steps import STEPS
-from tools.fuzz import TooLong, _bounded, _Recorded, _Replayed, _variants, read
 
 SECONDS = 120  # for one pipeline
 SHARD = 20
 TRIES = 60  # to make what fails smaller
 STEPS_EACH = (2, 6)
-START, END = "<!-- pipelines:start -->\n", "<!-- pipelines:end -->\n"
 
 
 @dataclass(frozen=True)
@@ -63,14 +57,14 @@ class _Drawn:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.network = _Recorded(number // EACH)
-        self.made: list[_Recorded] = []
+        self.network = Recorded(number // EACH)
+        self.made: list[Recorded] = []
 
     def steps(self) -> int:
         return random.Random(self.number + 1).randint(*STEPS_EACH)
 
     def step(self, number: int) -> Choices:
-        self.made.append(_Recorded((self.number + 1) * 64 + number))
+        self.made.append(Recorded((self.number + 1) * 64 + number))
         return self.made[-1]
 
     def numbers(self) -> Numbers:
@@ -87,7 +81,7 @@ class _Kept:
         return len(self.numbers.steps)
 
     def step(self, number: int) -> Choices:
-        return _Replayed(self.numbers.steps[number])
+        return Replayed(self.numbers.steps[number])
 
 
 def run(number: int) -> dict[str, Any]:
@@ -96,21 +90,32 @@ def run(number: int) -> dict[str, Any]:
     program = write_network(draws.network)
     start = time.process_time()
     outcome, detail, found = attempt(program, number, draws)
-    record = {
-        "pipeline": number, "outcome": outcome, "ran": found.ran, "changed": found.changed, "held": dict(found.held),
-        "refusals": found.refusals, "seconds": round(time.process_time() - start, 3),
-    }  # fmt: skip
+    record = _record(number, outcome, found, time.process_time() - start)
     if outcome != "right":
         source, code, said = smaller(draws.numbers(), outcome, detail, number)
         record |= {"detail": detail, "source": source, "steps": code, "smallest": said}
     return record
 
 
+def lost(number: int, why: str) -> dict[str, Any]:
+    """Return the record of a pipeline that broke its worker."""
+    source = write_network(Recorded(number // EACH)).source
+    told = {"detail": why, "source": source, "steps": [f"# {Kind.of(number)}"], "smallest": why}
+    return {**_record(number, "crash", Checked(), 0.0), **told}
+
+
+def _record(number: int, outcome: str, found: Checked, seconds: float) -> dict[str, Any]:
+    return {
+        "pipeline": number, "outcome": outcome, "ran": found.ran, "changed": found.changed, "held": dict(found.held),
+        "refusals": found.refusals, "seconds": round(seconds, 3),
+    }  # fmt: skip
+
+
 def attempt(program: Program, number: int, draws: Any) -> tuple[str, str, Checked]:
     """Return "right", "wrong", "broken", "refused itself", "crash" or "too long", with what was raised."""
     found = Checked()
     try:
-        with _bounded(SECONDS):
+        with bounded(SECONDS):
             check_pipeline(program, number // EACH, draws, Kind.of(number), found)
         return "right", "", found
     except WrongNumber as error:
@@ -142,11 +147,11 @@ class _Smaller:
         self.numbers, self.outcome, self.detail, self.number, self.left = numbers, outcome, detail, number, TRIES
         self.source, self.code, self.said = "", ["# not found again"], detail
         if not self.keep(numbers):
-            self.source = write_network(_Replayed(numbers.network)).source
+            self.source = write_network(Replayed(numbers.network)).source
 
     def keep(self, candidate: Numbers) -> bool:
         """Take over other decisions if they fail in the same way, by a network that is no longer."""
-        program = write_network(_Replayed(candidate.network))
+        program = write_network(Replayed(candidate.network))
         if self.left <= 0 or (self.source and len(program.source) > len(self.source)):
             return False
         self.left -= 1
@@ -178,7 +183,7 @@ def _leave_out(numbers: list[int], keep: Callable[[list[int]], bool]) -> None:
     while width and numbers:
         at, changed = 0, False
         while at < len(numbers):
-            for candidate in _variants(numbers, at, width):
+            for candidate in variants(numbers, at, width):
                 if candidate != numbers and keep(candidate):
                     numbers, changed = candidate, True
                     break
@@ -193,13 +198,6 @@ def _kind(detail: str) -> str:
 
 
 # ---------------------------------------------------------------- many
-
-
-def shard(numbers: list[int]) -> list[dict[str, Any]]:
-    """Run several pipelines in this process."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    return [run(number) for number in numbers]
 
 
 def page(found: dict[str, Any]) -> str:
@@ -231,51 +229,6 @@ def page(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _append(path: Path, records: list[dict[str, Any]]) -> None:
-    found = read(path)
-    found["networks"] += records
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps(found) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    def put(temporary: Path) -> None:
-        temporary.write_text(text)
-
-    atomic_write(path, put)
-
-
-def _put_between(path: Path, text: str) -> None:
-    before, _, rest = path.read_text().partition(START)
-    _write(path, before + START + text + END + rest.partition(END)[2])
-
-
-def main(words: list[str] | None = None) -> int:
-    """Run what has no record; return 1 where anything failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pipelines", type=int, default=1000)
-    parser.add_argument("--first", type=int, default=0, help="the number to begin with")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("results/fuzz_pipelines.json"))
-    parser.add_argument("--markdown", type=Path, help="page for the tables")
-    parser.add_argument(
-        "--show", type=int, metavar="N", help="print one network and its pipeline, and what comes of it"
-    )
-    options = parser.parse_args(words)
-    if options.show is not None:
-        return show(options.show)
-    done = {record["pipeline"] for record in read(options.out)["networks"]}
-    wanted = [n for n in range(options.first, options.first + options.pipelines) if n not in done]
-    shards = [wanted[at : at + SHARD] for at in range(0, len(wanted), SHARD)]
-    with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=4) as pool:
-        for records in pool.imap_unordered(shard, shards):
-            _append(options.out, records)
-            _say(records, options.out)
-    if options.markdown:
-        _put_between(options.markdown, page(read(options.out)))
-    return int(any(record["outcome"] != "right" for record in read(options.out)["networks"]))
-
-
 def show(number: int) -> int:
     """Print the network and the pipeline of a number, and what comes of it; not made smaller."""
     warnings.simplefilter("ignore")
@@ -288,12 +241,20 @@ def show(number: int) -> int:
     return int(outcome != "right")
 
 
-def _say(records: list[dict[str, Any]], out: Path) -> None:
-    for record in records:
-        if record["outcome"] != "right":
-            print(f"pipeline {record['pipeline']}: {record['outcome']}: {record['detail']}", flush=True)
-            print(record["source"], "\n".join(record["steps"]), record["smallest"], sep="\n", flush=True)
-    print(f"{len(read(out)['networks'])} pipelines, load {os.getloadavg()[0]:.1f}", flush=True)
+def _told(record: dict[str, Any]) -> str:
+    return "\n".join([record["source"], "\n".join(record["steps"]), record["smallest"]])
+
+
+HUNT = Hunt(
+    "tools.fuzz_pipelines", "pipeline", "pipelines", Path("results/fuzz_pipelines.json"), SHARD, SECONDS * (TRIES + 2),
+    run=run, lost=lost, page=page, told=_told, show=show,
+)  # fmt: skip
+shard = HUNT.shard
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run what has no record; return 1 where anything failed."""
+    return HUNT.main(__doc__, words)
 
 
 if __name__ == "__main__":

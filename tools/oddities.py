@@ -25,11 +25,11 @@ import torch
 
 import fxprune
 from fxprune.channels import Groups
-from fxprune.deploy.files import atomic_write
 from fxprune.eager import apply_to
 from fxprune.errors import FxPruneError, VerifyError
 from tools import _oddity_images, _oddity_layers, _oddity_models, _oddity_sequences  # noqa: F401  (they register)
 from tools._oddity_table import ODDITIES, Oddity, made
+from tools._records import write_text
 
 ORDINARY = (
     "the model returns it",
@@ -162,8 +162,7 @@ def main() -> int:
             failed += 1
             print(f"{name}: {type(problem).__name__}: {problem}", flush=True)
     if options.markdown and not failed:
-        text = markdown(results)
-        atomic_write(options.markdown, lambda path: path.write_text(text))  # type: ignore[arg-type]
+        write_text(options.markdown, markdown(results))
     return int(failed > 0)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 import os
 import signal
 import sys
@@ -19,10 +18,11 @@ if __package__ in (None, ""):  # started as a script: the checkout itself is not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools import bench_prune
+from tools._records import read, write_text
 from tools._zoo_markdown import markdown
 from tools._zoo_models import catalog
-from tools._zoo_pool import Limits, run_all
-from tools._zoo_record import Record, add_record, read_records
+from tools._zoo_pool import Limits, run
+from tools._zoo_record import add_record, read_records
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -60,18 +60,14 @@ def main(argv: list[str] | None = None) -> int:
     tasks = choose(options)
     threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
     limits = Limits(options.timeout, options.check_timeout, options.memory)
-
-    def done(record: Record) -> None:
+    for record in run(tasks, options.jobs, threads, options.seed, limits):
         add_record(options.out, record)
         tool, model, outcome = record["tool"], record["model"], record["outcome"]
         print(f"{tool:14s} {model:30s} {outcome:13s} {record['detail'][:150]}", flush=True)
-
-    run_all(tasks, options.jobs, threads, options.seed, limits, done)
     if options.markdown:
-        options.markdown.parent.mkdir(parents=True, exist_ok=True)
-        timed = options.out.with_name("prune.json")
-        seconds = bench_prune.summary(json.loads(timed.read_text())) if timed.exists() else ""
-        options.markdown.write_text(markdown(list(read_records(options.out).values()), seconds), encoding="utf-8")
+        timed = read(options.out.with_name("prune.json"))
+        seconds = bench_prune.summary(timed) if timed else ""
+        write_text(options.markdown, markdown(list(read_records(options.out).values()), seconds))
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,11 +41,15 @@ def test_nothing_is_started_when_the_time_is_over(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "page.md").read_text().count("*Not measured*") == len(_papers_tpp.RATIOS)
 
 
-def test_runs_that_share_a_file_lose_no_record_and_keep_none_twice(tmp_path: Path) -> None:
-    out = tmp_path / "r.json"
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda n: bench_papers.append(out, {"number": n % 24}, {"number": n % 24}), range(36)))
-    assert sorted(record["number"] for record in bench_papers.read(out)["trials"]) == list(range(24))
+def test_a_new_page_has_the_markers_of_all_experiments(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    words = ["--experiments", "tpp", "fly", "--scale", "test", "--out", str(tmp_path / "r.json")]
+    for _ in range(2):
+        assert bench_papers.main([*words, "--budget-minutes", "0", "--markdown", str(page)]) == 0
+    lines = page.read_text().splitlines()
+    assert [line for line in lines if line.startswith("<!--")] == [
+        f"<!-- {name}:{which} -->" for name in ("tpp", "fly") for which in ("start", "end")
+    ]
 
 
 def test_gaps_are_taken_seed_by_seed() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ import torch
 from torch import nn
 
 from tools import _zoo_check, _zoo_markdown, _zoo_models, _zoo_pool, _zoo_record, zoo
+from tools._pool import Job
 
 
 def test_catalog_is_all_of_torchvision_but_detectors_and_quantized_models():
@@ -141,18 +140,24 @@ def test_records_are_replaced_and_skipped(tmp_path: Path):
     assert ("fxprune", "resnet18") in zoo.choose(zoo.arguments([*command, "--redo"]))
 
 
-def test_recorder_leaves_what_it_had(tmp_path: Path):
-    recorder = _zoo_record.Recorder(tmp_path / "one.json", tool="fxprune", model="resnet18")
+def test_recorder_leaves_what_it_had():
+    told: list[str] = []
+    recorder = _zoo_record.Recorder(lambda values: told.append(json.dumps(values)), tool="fxprune", model="resnet18")
     with pytest.raises(ValueError, match="no"), recorder.stage("plan"):
         raise ValueError("no")
-    values = json.loads((tmp_path / "one.json").read_text())
+    assert json.loads(told[0])["stage"] == "start"
+    values = json.loads(told[-1])
     assert values["stage"] == "plan"
     assert values["seconds"]["plan"] >= 0
 
 
-def sleeper(script: str, directory: Path, model: str = "resnet18") -> _zoo_pool.Job:
-    process = subprocess.Popen([sys.executable, "-c", script])
-    return _zoo_pool.Job("fxprune", model, process, directory / "none.json", (directory / "log").open("wb"))
+IN_THE_PLAN = """
+import time
+from tools._pool import answering
+with answering() as answer:
+    answer({"tool": "fxprune", "model": "resnet18", "macs": 7, "phase": "work", "stage": "plan", "phase_since": 0})
+    time.sleep(600)
+"""
 
 
 @pytest.mark.parametrize(
@@ -163,12 +168,20 @@ def sleeper(script: str, directory: Path, model: str = "resnet18") -> _zoo_pool.
         ("print(1 / 0)", _zoo_pool.Limits(), "process ended with code 1"),
     ],
 )
-def test_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, limits: _zoo_pool.Limits, why: str):
-    monkeypatch.setattr(_zoo_pool, "start", lambda *_: sleeper(script, tmp_path))
-    done: list[_zoo_record.Record] = []
-    _zoo_pool.run_all([("fxprune", "resnet18")], 1, 1, 0, limits, done.append)
-    assert [one["outcome"] for one in done] == ["failed"]
-    assert why in done[0]["detail"]
+def test_bounds(monkeypatch: pytest.MonkeyPatch, script: str, limits: _zoo_pool.Limits, why: str):
+    monkeypatch.setattr(_zoo_pool, "job", lambda *_: Job(("-c", script), (("fxprune", "resnet18"),)))
+    (done,) = _zoo_pool.run([("fxprune", "resnet18")], 1, 1, 0, limits)
+    assert (done["tool"], done["model"], done["outcome"]) == ("fxprune", "resnet18", "failed")
+    assert why in done["detail"]
+    assert "phase_since" not in done
+
+
+def test_a_killed_worker_leaves_what_it_had(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_zoo_pool, "job", lambda *_: Job(("-c", IN_THE_PLAN), (("fxprune", "resnet18"),)))
+    (done,) = _zoo_pool.run([("fxprune", "resnet18")], 1, 1, 0, _zoo_pool.Limits(work=5.0))
+    assert done["macs"] == 7
+    assert done["detail"] == "no answer in 5 s (in plan)"
+    assert done["peak_rss_mib"] > 0
 
 
 def test_markdown_sets_the_tools_side_by_side():
