@@ -204,11 +204,14 @@ def hosted(model: nn.Module, traced: Traced, run: Run) -> Iterator[None]:
 def _stand_in(calls: Sequence[Call], examples: tuple[Any, ...], run: Run) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         leaves, nested = pytree.tree_flatten((args, kwargs))
-        for call in calls:
-            if call.nested == nested and all(map(_fits, leaves, examples[call.inputs], call.free)):
-                return pytree.tree_unflatten(list(run(call, leaves)), call.returned)
-        sizes = [list(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        raise InputError(f"{calls[0].path} was not captured for inputs {sizes}; capture the model on such inputs")
+        fitting = [c for c in calls if c.nested == nested and all(map(_fits, leaves, examples[c.inputs], c.free))]
+        if fitting:
+            call = max(fitting, key=lambda c: sum(map(_same_dtype, leaves, examples[c.inputs])))
+            return pytree.tree_unflatten(list(run(call, leaves)), call.returned)
+        given = [f"{x.dtype} of {list(x.shape)}" if isinstance(x, Tensor) else repr(x) for x in leaves]
+        raise InputError(
+            f"{calls[0].path} was not captured for inputs {', '.join(given)}; capture the model on such inputs"
+        )
 
     return forward
 
@@ -216,7 +219,19 @@ def _stand_in(calls: Sequence[Call], examples: tuple[Any, ...], run: Run) -> Cal
 def _fits(given: Any, example: Any, free: tuple[int, ...]) -> bool:
     if not isinstance(given, Tensor) or not isinstance(example, Tensor):
         return type(given) is type(example) and bool(given == example)
-    if given.ndim != example.ndim:
+    if given.ndim != example.ndim or not same_kind(given, example):
         return False
     sizes = zip(given.shape, example.shape, strict=True)
     return all(a == b for d, (a, b) in enumerate(sizes) if d not in free)
+
+
+def _same_dtype(given: Any, example: Any) -> bool:
+    return isinstance(given, Tensor) and isinstance(example, Tensor) and given.dtype == example.dtype
+
+
+def same_kind(given: Tensor, example: Tensor) -> bool:
+    """Whether a graph that was captured on the one may be run on the other: floats on floats of any precision.
+
+    Of all else, code may ask for the dtype: it takes bytes for pixels, and other integers for ids.
+    """
+    return given.dtype == example.dtype or (given.is_floating_point() and example.is_floating_point())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.regions import Regions, first_size
+from fxprune.capture.regions import Regions, first_size, same_kind
 from fxprune.errors import InputError
 
 
@@ -24,9 +24,9 @@ class Traced:
         module: The graph, with module calls under the model's own names. Parameters are shared with the model it came
             from. Called by itself it does not check its inputs: of other sizes than :meth:`run` takes, it may compute
             with those of the example.
-        args: Example inputs; tensors carry a batch of at least two where the model takes a batch.
+        args: Example inputs; tensors carry a batch of at least two where the batch is dynamic.
         kwargs: Example keyword inputs.
-        dynamic_shapes: What may vary, in the form that ``torch.export`` takes (see :meth:`export_shapes`).
+        dynamic_shapes: What may vary, in the form that ``torch.export`` takes; None for nothing.
         name: Class name of the model.
         notes: What could not be captured as asked, in plain words.
         regions: Which sub-modules the graph holds side by side, where the model has none as a whole. Their inputs are
@@ -130,20 +130,26 @@ class Traced:
         """Run the graph without gradients and return its tensor outputs, flattened in order.
 
         Raises:
-            InputError: The inputs are nested in another way than the example inputs, or have other sizes where the
-                capture left none open: the graph may hold a size of the example, and would give other numbers.
+            InputError: The inputs are nested in another way than the example inputs, have other sizes where the
+                capture left none open, or another dtype (floats may be of any precision): the graph may hold a size or
+                a cast of the example's, and would give other numbers.
         """
         leaves = self.flat(args, kwargs)
-        self._check_sizes(leaves)
+        self._check(leaves)
         with torch.no_grad():
             outputs = fx.Interpreter(self.module).run(*leaves, enable_io_processing=False)
         return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
-    def _check_sizes(self, leaves: list[Any]) -> None:
+    def _check(self, leaves: list[Any]) -> None:
         examples = pytree.tree_leaves((tuple(self.args), self.kwargs))
         for leaf, example, dims in zip(leaves, examples, self._open(), strict=True):
             if not isinstance(leaf, Tensor):
                 continue
+            if not same_kind(leaf, example):
+                raise InputError(
+                    f"{self.name} was captured for an input of {example.dtype}, and {leaf.dtype} is given; convert it, "
+                    "or trace the model on inputs like these"
+                )
             fits = leaf.ndim == example.ndim and all(
                 d in dims or n == m for d, (n, m) in enumerate(zip(leaf.shape, example.shape, strict=True))
             )
