@@ -46,7 +46,7 @@ def trace(
         model: The module to capture; of ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` what they
             wrap.
         example_inputs: One tensor, or a tuple of inputs. A batch of one is repeated to two, because a size of one
-            cannot be made dynamic.
+            cannot be made dynamic; it stays one where the batch is static.
         kwargs: Keyword inputs.
         dynamic_batch: Whether dimension 0 may vary afterwards; where it cannot, the capture is static and says so in
             ``notes``.
@@ -75,13 +75,32 @@ def trace(
             return capture_regions(model, args, named, dynamic_batch, problem)
 
 
-def _whole(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_batch: bool, size: bool) -> Traced:
-    """Capture a model as one graph, with as much open as its code leaves open."""
+def _whole(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_batch: bool,
+    size: bool,
+    *,
+    repeat: bool = True,
+) -> Traced:
+    """Capture a model as one graph, with as much open as its code leaves open.
+
+    A batch of one is repeated to two, unless told otherwise; where the batch cannot be open, it stays one.
+    """
     example = args, kwargs
-    if dynamic_batch:
+    if dynamic_batch and repeat:
         args, kwargs = at_least_two(args, kwargs)
+    repeated = kwargs is not example[1]
     asked = open_shapes(args, kwargs, size=size) if dynamic_batch else None
-    exported, shapes, before = export_program(model, args, kwargs, asked)
+    try:
+        exported, shapes, before = export_program(model, args, kwargs, asked)
+    except InputError:  # it may take one sample at a time
+        if repeated:
+            return _whole(model, *example, dynamic_batch, size, repeat=False)
+        raise
+    if repeated and shapes is None:
+        return _whole(model, *example, dynamic_batch, size, repeat=False)
     plain, more = normalised(exported, model)
     module = as_layers(model, plain)
     scaled = sizes_from_symbols(module, args, kwargs) if shapes is not None else {}

@@ -132,9 +132,10 @@ def _graph(module: nn.Module, calls: list[Inputs], varying: Sequence[tuple[int, 
     specs = [_open(leaf, dims) for leaf, dims in zip(leaves, varying, strict=True)]
     shapes = in_order(pytree.tree_unflatten(specs, nested))
     doubled = at_least_two(*given)
+    repeated = doubled[1] is not given[1]
     try:
         graph = _exported(module, doubled, calls, shapes, doubled=True)
-        if doubled[0] is not given[0] and not any(0 in dims for dims in graph.free):
+        if repeated and not any(0 in dims for dims in graph.free):
             raise _OtherSize("the model's code fixes it")  # then it is fixed at one sample, not at the two made of it
         return graph
     except _OtherSize as error:
@@ -142,7 +143,7 @@ def _graph(module: nn.Module, calls: list[Inputs], varying: Sequence[tuple[int, 
         closed.notes.append(f"the batch is static at {_batch(given)}: {error}")
         return closed
     except FxPruneError:
-        if doubled[0] is given[0]:
+        if not repeated:
             raise
         return _exported(module, given, calls, None)  # it takes one sample at a time
 

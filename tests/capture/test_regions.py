@@ -96,6 +96,68 @@ def test_inputs_that_a_region_was_not_captured_for(traced: Traced, detector: Det
         detector(*larger)
 
 
+class Types(nn.Module):
+    """Decides by values, and calls one that decides by dtype with bytes and with floats of one size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = ByType()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner((x * 10).to(torch.uint8)) + self.inner(x)
+        return y if float(y.sum()) > 1e6 else y[:, :2]
+
+
+class ByType(nn.Module):
+    """Takes bytes for tenths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(x.float() / 10 if x.dtype == torch.uint8 else x)
+        return found
+
+
+def test_a_region_that_is_called_with_several_dtypes_is_computed_by_the_graph_for_each() -> None:
+    model, x = Types().eval(), torch.rand(3, 6)
+    traced = trace(model, torch.rand(2, 6))
+    assert len(by_path(traced)["inner"]) == 2
+    with torch.no_grad(), hosted(model, traced, graphs(traced)):
+        found = model(x)
+        with pytest.raises(InputError, match=r"inner was not captured for inputs torch.int64 of \[2, 6\]"):
+            model.inner(torch.ones(2, 6, dtype=torch.int64))
+    assert torch.allclose(found, model(x), atol=1e-5)
+
+
+class AloneByName(nn.Module):
+    """Takes one sample, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, *, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(x.view(1, 6))
+        return found
+
+
+def test_a_region_that_takes_one_sample_by_name() -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = AloneByName()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.inner(x=x)
+            return y if float(y.sum()) > 1e6 else y[:, :2]
+
+    traced = trace(Around().eval(), normal(1, 6))
+    assert list(by_path(traced)) == ["inner"]
+    assert by_path(traced)["inner"][0].free == ((),)
+
+
 def test_macs_are_those_of_one_forward(traced: Traced, detector: Detector) -> None:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         detector(*images())

@@ -297,6 +297,30 @@ def test_single_tensor_and_batch_of_one_are_accepted() -> None:
     assert_same(traced.run((normal(5, 3, 8, 8),)), [model(normal(5, 3, 8, 8)).detach()])
 
 
+class Alone(nn.Module):
+    """Takes one sample at a time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(1, 6) + 1
+
+
+class Rows(nn.Module):
+    """Takes its samples one by one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([row * (k + 1) for k, row in enumerate(x)])
+
+
+@pytest.mark.parametrize("kind", [Alone, Rows])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_single_sample_stays_one_where_the_batch_is_static(kind: type[nn.Module], named: bool) -> None:
+    x = normal(1, 6)
+    traced = trace(kind(), () if named else x, kwargs={"x": x} if named else {})
+    assert not traced.batch_is_dynamic
+    assert traced.notes == ("the batch is static at 1: the model's code fixes it",)
+    assert_same(traced.run(traced.args, traced.kwargs), [kind()(x)])
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -444,6 +468,19 @@ def test_inputs_go_by_their_names_in_any_order() -> None:
     assert_same(traced.run(({"b": b, "a": a},), {"scale": scale, "shift": shift}), [expected])
     with pytest.raises(InputError, match="nested like its example inputs"):
         traced.run(({"a": a},), {"scale": scale, "shift": shift})
+
+
+def test_another_dtype_than_the_graph_is_for_is_refused() -> None:
+    class Pixels(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.float() / 255 if x.dtype == torch.uint8 else x
+
+    traced = trace(Pixels(), torch.arange(12, dtype=torch.uint8).reshape(2, 6))
+    for other in (torch.float32, torch.int64, torch.bool):
+        with pytest.raises(InputError, match=rf"an input of torch.uint8, and {other} is given"):
+            traced.run((torch.ones(2, 6, dtype=other),))
+    traced = trace(Pixels(), normal(2, 6))
+    assert traced.run((normal(3, 6).double(),))[0].dtype == torch.float64
 
 
 def test_another_number_than_the_graph_has_is_refused() -> None:
