@@ -86,6 +86,28 @@ def start() -> Start:
 
 
 @pytest.fixture
+def at_checkpoint() -> Callable[[int, signal.Signals], str]:
+    """Code that comes before a command, by which it gets a signal as soon as it has kept a training so many times.
+
+    The training cannot end before, as it could if somebody watched the folder from outside.
+    """
+
+    def code(number: int, kind: signal.Signals) -> str:
+        return f"""
+import itertools, os
+from fxprune.training import trainer
+save, calls = trainer.save_checkpoint, itertools.count(1)
+def stopping(*given):
+    save(*given)
+    if next(calls) == {number}:
+        os.kill(os.getpid(), {kind.value})
+trainer.save_checkpoint = stopping
+"""
+
+    return code
+
+
+@pytest.fixture
 def report() -> dict[str, Any]:
     """A report with every part, as ``optimize`` puts it into ``report.json``."""
     ends = {"low": 0.99, "high": 1.01}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,13 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import fxprune
 from fxprune.cli.finetune_plan import check_plan, read_plan
 from fxprune.cli.loading import capture, load_model
 from fxprune.cli.shared.training import OBJECTIVES, TEACHER, say_epoch
 from fxprune.training import load_data
 
 Call = Callable[..., tuple[int, str]]
+Start = Callable[..., "subprocess.Popen[str]"]
 MODEL = """
 import torch
 from torch import nn
@@ -36,7 +34,7 @@ def build(width=16):
     )
 """
 DIGITS = ["--data", "digits", "--cpu", "--lr", 0.05, "--batch", 32]
-SECONDS = 150  # until a process that hangs is ended
+SECONDS = 500  # until a process that hangs is ended
 
 
 @pytest.fixture
@@ -119,18 +117,22 @@ def test_steps_behind_the_cut_are_named(call: Call, digits_model: str, plan: Pat
     assert note.endswith("prune-channels alone is carried out here; not prune-weights")
 
 
-def test_it_goes_on_where_it_was_killed(digits_model: str, call: Call, tmp_path: Path) -> None:
+def test_it_goes_on_where_it_was_killed(
+    digits_model: str,
+    call: Call,
+    start: Start,
+    at_checkpoint: Callable[[int, signal.Signals], str],
+    tmp_path: Path,
+) -> None:
     words = [digits_model, *DIGITS, "--epochs", 3, "--save-every", 1, "--no-onnx"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    command = [sys.executable, "-m", "fxprune", "finetune", *map(str, words), "--out", str(cut)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(fxprune.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        start = time.monotonic()
-        while not (cut / "training" / "checkpoint.safetensors").exists() and time.monotonic() - start < SECONDS:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process = start("finetune", *words, "--out", cut, before=at_checkpoint(60, signal.SIGKILL))
+    try:
+        _, said = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
+    assert process.returncode == -signal.SIGKILL, said
+    assert (cut / "training" / "checkpoint.safetensors").exists()
     assert not (cut / "report.json").exists()
     for out in (whole, cut):
         code, text = call("finetune", *words, "--out", out)

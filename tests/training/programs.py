@@ -43,13 +43,14 @@ class Jitter(TensorDataset):
 
 
 class Slow(Objective):
-    """Takes its time, so that a training can be killed in the middle."""
+    """Takes its time for a number of steps, and all of it for the next: it is there to be killed in the middle."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float, steps: int) -> None:
+        self.seconds, self.steps = seconds, steps
 
     def after_step(self) -> None:
-        time.sleep(self.seconds)
+        self.steps -= 1
+        time.sleep(self.seconds if self.steps else 600)
 
 
 def main() -> None:
@@ -61,7 +62,7 @@ def main() -> None:
         model.rests = nn.Linear(3, 3)  # as the auxiliary heads of models are, in eval mode
     labels = torch.arange(44) % 5
     data = Jitter(labels[:, None, None, None] + torch.randn(44, 3, 8, 8), labels)
-    slow = options.pop("slow", 0.0)
+    slow, steps = options.pop("slow", 0.0), options.pop("steps", -1)
     loader = DataLoader(data, batch_size=options.pop("batch"), shuffle=True)
     ratio = options.pop("tpp", 0.0)
     amount = options.pop("sphere", 0.0)
@@ -76,7 +77,7 @@ def main() -> None:
         make = [lambda model: TPP.begin(traced.with_module(model), {"body.*": ratio}, schedule=growth)]
         finetune(traced, loader, data, recipe, objectives=make, out=folder, cpu=True)
         return
-    finetune(model, loader, data, recipe, objectives=[lambda model: Slow(slow)], out=folder, cpu=True)
+    finetune(model, loader, data, recipe, objectives=[lambda model: Slow(slow, steps)], out=folder, cpu=True)
 
 
 if __name__ == "__main__":

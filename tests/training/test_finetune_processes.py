@@ -22,9 +22,12 @@ from fxprune.training.trainer import CHECKPOINT, METRICS, WEIGHTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).parent / "programs.py"
-SECONDS = 150  # until a process that hangs is ended
+SECONDS = 500  # until a process that hangs is ended
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and gloo over loopback are a matter of POSIX here")
+pytestmark = [
+    pytest.mark.skipif(os.name == "nt", reason="signals and gloo over loopback are a matter of POSIX here"),
+    pytest.mark.timeout(1800),
+]
 
 
 def _command(folder: Path, options: dict[str, Any], processes: int = 1) -> list[str]:
@@ -32,7 +35,7 @@ def _command(folder: Path, options: dict[str, Any], processes: int = 1) -> list[
     if processes > 1:
         launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
         launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        launch += ["--num_cpu_threads_per_process", "1", "--main_process_port", str(random.randint(20000, 60000))]
+        launch += ["--num_cpu_threads_per_process", "1", "--main_process_port", "0"]  # any
     return [sys.executable, *launch, str(PROGRAM), str(folder), json.dumps(options)]
 
 
@@ -73,8 +76,9 @@ def test_killed_at_random_steps_it_ends_bit_for_bit_where_the_other_does(tmp_pat
     options = {"epochs": 4, "batch": 8, "lr": 0.05, "dropout": 0.2, "ema": 0.9, "save_every": 1}
     whole = _run(tmp_path / "whole", options)
     steps = []
-    for seconds in (random.uniform(0.0, 0.3), random.uniform(0.2, 0.5)):
-        steps.append(_kill_after(tmp_path / "cut", {**options, "slow": 0.05}, seconds))
+    draw = random.Random(0)
+    for seconds in (draw.uniform(0.0, 0.3), draw.uniform(0.2, 0.5)):
+        steps.append(_kill_after(tmp_path / "cut", {**options, "slow": 0.05, "steps": 11}, seconds))
     assert 0 < steps[0] < steps[1] < 24
     cut = _run(tmp_path / "cut", options)
     assert list(whole) == list(cut)

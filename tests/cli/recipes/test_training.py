@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from fxprune.training import load_data
 Call = Callable[..., tuple[int, str]]
 Write = Callable[..., Path]
 Start = Callable[..., "subprocess.Popen[str]"]
+SECONDS = 500  # until a process that hangs is ended
 MODEL = """
 from torch import nn
 
@@ -144,7 +144,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = [f"{folder / 'small_net.py'}:build", "--data", "digits", "--epochs", "6", "--lr", "0.1", "--cpu"]
     words = [sys.executable, "-m", "fxprune", "finetune", *words, "--no-onnx", "--out", str(folder / "out")]
     environment = {**os.environ, "PYTHONPATH": str(Path(fxprune.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     (folder / "out" / "model.safetensors").rename(folder / "dense.safetensors")
     return folder
@@ -305,7 +305,7 @@ def test_the_script_does_the_same(call: Call, recipe: Write, tmp_path: Path, ste
     (tmp_path / "script.py").write_text(script)
     environment = {**os.environ, "PYTHONPATH": str(Path(fxprune.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+        [sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=SECONDS,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -321,16 +321,21 @@ def test_the_script_does_the_same(call: Call, recipe: Write, tmp_path: Path, ste
 
 
 def test_a_training_that_was_stopped_goes_on(
-    call: Call, start: Start, recipe: Write, dense: Path, tmp_path: Path
+    call: Call,
+    start: Start,
+    at_checkpoint: Callable[[int, signal.Signals], str],
+    recipe: Write,
+    dense: Path,
+    tmp_path: Path,
 ) -> None:
     path, out = recipe(WHOLE.replace("epochs = 14", "epochs = 14\nsave_every = 1"), onnx=False), tmp_path / "out"
-    process = start("optimize", "--recipe", path, "--out", out)
-    began = time.monotonic()
-    while not (out / "training" / "1-tpp" / "checkpoint.safetensors").exists() and time.monotonic() - began < 120:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    process = start("optimize", "--recipe", path, "--out", out, before=at_checkpoint(60, signal.SIGINT))
+    try:
+        _, said = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
     assert process.returncode == 130, said
+    assert (out / "training" / "1-tpp" / "checkpoint.safetensors").exists()
     assert f"the same command goes on from {out / 'training'}" in " ".join(said.split())
     assert [each.name for each in out.iterdir()] == ["training"]
     report = optimized(call, path, out)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 
+from fxprune.cli.search import trials_table
 from fxprune.cli.search.trials_table import TrialsTable
 from fxprune.search import Event, Trial, TrialResult
 
@@ -61,20 +64,23 @@ def test_a_log_gets_a_line_for_each_piece_of_news() -> None:
     ]
 
 
-def test_a_terminal_sees_the_state_of_each_trial() -> None:
+def test_a_terminal_sees_the_state_of_each_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(trials_table, "time", SimpleNamespace(monotonic=lambda: now[0]))
     table = TrialsTable([FIRST, SECOND, THIRD, FOURTH], screen(True))
     waiting = drawn(table)
     assert [line.split()[4] for line in waiting[1:5]] == ["waiting"] * 4
     for event in NEWS:
         table(event)
+    now[0] += 71.0
     heading, first, second, third, _, counts = drawn(table)
     assert heading.split() == ["depth", "width", "size", "seed", "state", "accuracy", "MACs", "seconds"]
     assert first.split() == ["1", "1", "1", "0", "done", "0.9000", "2.50", "M", "12"]
-    assert second.split()[:6] == ["1", "0.5", "1", "0", "running", "0"]
+    assert second.split()[:6] == ["1", "0.5", "1", "0", "running", "71"]
     assert "a:2, attempt 2: its worker was killed" in second
     assert third.split()[:6] == ["0.75", "1", "0.8", "1", "failed", "-"]
     assert third.rstrip().endswith("too [slow], once")
-    assert counts.startswith("1 done, 2 failed, 1 running of 4; 0:0")
+    assert counts.startswith("1 done, 2 failed, 1 running of 4; 1:11")
 
 
 def test_only_reasons_are_shortened() -> None:

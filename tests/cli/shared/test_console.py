@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -69,15 +70,17 @@ def test_text_breaks_between_words_on_a_terminal_only() -> None:
         assert "parameter of" in screen.file.getvalue()
 
 
-def test_progress_is_no_part_of_the_result(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_no_part_of_the_result(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter((10.0, 10.5, 20.0, 22.0))
+    monkeypatch.setattr(console, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     stages = console.Stages()
     for what in ("load [m]", "load more"):
         with stages.step("load", what):
             pass
     printed, said = capsys.readouterr()
     assert printed == ""
-    assert said.splitlines() == ["   0.0 s  load [m]", "   0.0 s  load more"]
-    assert list(stages.seconds) == ["load"]
+    assert said.splitlines() == ["   0.5 s  load [m]", "   2.0 s  load more"]
+    assert stages.seconds == {"load": 2.5}
 
 
 def test_shares() -> None:
