@@ -128,8 +128,9 @@ def test_what_a_worker_started_ends_with_it(last: str) -> None:
     wait_for_the_end_of(worker.answers[0])
 
 
-def test_workers_end_with_the_pool() -> None:
-    """Also where it is killed."""
+def test_workers_end_with_the_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is killed, which leaves its folder."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     words = worker_that("answer(os.getpid())", "time.sleep(600)")
     pool = (
         "from tools._pool import Job, Limits, run_all\n"
