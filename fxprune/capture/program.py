@@ -16,7 +16,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.no_graph import explain, first_line
-from fxprune.capture.untouched import Warmed, apart, warm
+from fxprune.capture.untouched import Warmed, apart, running, warm
 
 # ---------------------------------------------------------------- inputs
 
@@ -113,7 +113,9 @@ def export_program(
         except Exception as error:
             problem = error
     try:
-        program = _export(fx.symbolic_trace(model), args, kwargs, None)
+        with running(model):  # with its own tensors, which it may write into
+            symbolic = fx.symbolic_trace(model)
+        program = _export(symbolic, args, kwargs, None)
         notes.append(
             f"captured through torch.fx.symbolic_trace with a static batch: torch.export says {first_line(problem)}"
         )

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.capture.no_graph import innermost
-from fxprune.capture.untouched import copied, memory_of, running
+from fxprune.capture.untouched import copied, memory_of, running, storage_of
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -147,7 +147,7 @@ class _Flow:
 
     def enter(self, module: nn.Module, inputs: list[Tensor]) -> None:
         self.read(inputs)
-        self.given = {_storage(x): (x, _version(x)) for x in inputs}
+        self.given = {storage_of(x): (x, _version(x)) for x in inputs}
         self.now = len(self.modules)
         self.modules.append(module)
 
@@ -157,13 +157,13 @@ class _Flow:
                 self.written[storage] = self.now, set()
         self.public.update(map(_extent, outputs))
         for tensor in outputs:
-            if _storage(tensor) in self.written:
-                self.written[_storage(tensor)][1].add(_extent(tensor))
+            if storage_of(tensor) in self.written:
+                self.written[storage_of(tensor)][1].add(_extent(tensor))
         self.given, self.now = {}, 0
 
     def read(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
-            storage = _storage(tensor)
+            storage = storage_of(tensor)
             maker = self.made[storage][0] if storage in self.made else None  # None: it was there before
             if self.now and maker not in (None, self.now) and storage not in self.given:
                 self._leak(self.now, "reads a tensor that is made elsewhere and is none of its inputs")
@@ -179,9 +179,9 @@ class _Flow:
 
     def wrote(self, given: list[Tensor], results: list[Tensor]) -> None:
         """Note what an operation made of what it was given."""
-        known = {_storage(tensor) for tensor in given}
+        known = {storage_of(tensor) for tensor in given}
         for tensor in results:
-            storage = _storage(tensor)
+            storage = storage_of(tensor)
             if storage in known:
                 # A view of what may be read here, or else that was told when it was read.
                 if storage in self.made and self.made[storage][0] != self.now:
@@ -197,18 +197,10 @@ class _Flow:
             self.found.leaks[module] = f"it {what}, at {innermost(traceback.extract_stack()) or 'an unknown line'}"
 
 
-def _storage(tensor: Tensor) -> int:
-    """Return what is one for all views of a memory; a weak reference keeps it from being given away again."""
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # sparse and the like
-        return 0
-
-
 def _extent(tensor: Tensor) -> Any:
     """Return what two tensors share that see the same numbers."""
     try:
-        return _storage(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+        return storage_of(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
     except (NotImplementedError, RuntimeError):  # sparse and the like
         return None
 

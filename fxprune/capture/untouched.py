@@ -136,7 +136,8 @@ def _restored(model: nn.Module) -> Iterator[None]:
     """Put back the buffers that are written into, and the slots of parameters and buffers that are replaced."""
     slots = [(store, dict(store)) for module in model.modules() for store in (module._parameters, module._buffers)]
     tensors = {id(t): t for _, before in slots for t in before.values() if t is not None}
-    were = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors.values() if _may_change(tensor)]
+    written = [tensor for tensor in tensors.values() if _may_change(tensor)]
+    were = [(tensor, tensor.detach(), tensor._version, tensor.detach().clone()) for tensor in written]
     try:
         yield
     finally:
@@ -144,14 +145,26 @@ def _restored(model: nn.Module) -> Iterator[None]:
             store.clear()
             store.update(before)  # type: ignore[arg-type]
         with torch.no_grad():
-            for tensor, version, value in were:
-                if tensor._version != version:
+            for tensor, held, version, value in were:
+                if _put_back_memory(tensor, held) or tensor._version != version:
                     tensor.copy_(value)
 
 
 def _may_change(tensor: Tensor) -> bool:
     """A forward writes buffers; a copy of all weights would cost too much, see :class:`_KeepParameters`."""
     return not isinstance(tensor, nn.Parameter) and not tensor.is_inference()
+
+
+def _put_back_memory(tensor: Tensor, held: Tensor) -> bool:
+    """Give a tensor the memory again that it held, if ``tensor.data = ...`` gave it another; return whether so."""
+
+    def place(given: Tensor) -> Any:
+        return storage_of(given), given.storage_offset(), given.shape, given.stride()
+
+    if place(tensor) == place(held):
+        return False
+    tensor.data = held
+    return True
 
 
 class _KeepParameters(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -164,6 +177,7 @@ class _KeepParameters(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.owners: dict[Any, list[tuple[str, Tensor]]] = {}
         for name, parameter in model.named_parameters():
             self.owners.setdefault(memory_of(parameter), []).append((name, parameter))
+        self.held = [(name, parameter, parameter.detach()) for name, parameter in model.named_parameters()]
         self.were: dict[str, tuple[Tensor, Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -184,11 +198,11 @@ class _KeepParameters(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def put_back(self) -> list[str]:
         """Write the parameters that changed as they were; return their names."""
-        changed = []
+        changed = [name for name, parameter, held in self.held if _put_back_memory(parameter, held)]
         for name, (parameter, value) in self.were.items():
             if not torch.equal(parameter.detach(), value):
                 parameter.detach().copy_(value)
-                changed.append(name)
+                changed += [] if name in changed else [name]
         return changed
 
 
@@ -198,3 +212,11 @@ def memory_of(tensor: Tensor) -> Any:
         return tensor.untyped_storage().data_ptr() or id(tensor)
     except (NotImplementedError, RuntimeError):  # sparse and the like
         return id(tensor)
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Return what is one for all views of a memory, as long as something keeps it from being given away again."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # sparse and the like
+        return 0

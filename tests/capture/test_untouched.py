@@ -124,6 +124,50 @@ class FirstCall(nn.Module):
         return found
 
 
+class FirstMemory(nn.Module):
+    """Gives a weight other memory in its first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.ready = nn.Linear(4, 4), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.ready:
+            self.layer.weight.data = self.layer.weight.data / 2
+            self.ready = True
+        found: Tensor = self.layer(x)
+        return found
+
+
+class EachMemory(nn.Module):
+    """Gives a buffer other memory in each call, so that each returns something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.shift: Tensor
+        self.register_buffer("shift", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shift.data = self.shift.data * 2
+        found: Tensor = self.layer(x) + self.shift
+        return found
+
+
+@pytest.mark.parametrize("kind", [FirstMemory, EachMemory])
+def test_other_memory_is_put_back_as_well(kind: type[nn.Module]) -> None:
+    model, x = kind(), normal(5, 4)
+    before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in model.state_dict().items()}
+    traced = trace(model, x)
+    for name, tensor in model.state_dict().items():
+        assert tensor.data_ptr() == before[name][0]
+        assert torch.equal(tensor, before[name][1])
+    if kind is FirstMemory:
+        assert any("first call writes into layer.weight" in note for note in traced.notes)
+    else:
+        assert traced.regions is not None
+
+
 def test_what_a_first_call_sets_up_is_put_back_and_said() -> None:
     model, x = FirstCall(), normal(5, 4)
     traced = trace(model, x)
