@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# The same examples each time, however long each takes; --hypothesis-profile=default draws others.
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's job in the background ignores it, and tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -30,3 +36,10 @@ def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 def seeded() -> None:
     """Weights are random in many tests, and the same in each run."""
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> None:
+    """What several tests share is the same too, whatever ran before: which worker runs it depends on times."""
+    if fixturedef.scope != "function":
+        torch.manual_seed(0)

@@ -68,7 +68,7 @@ _FLOATS = st.sampled_from([0.0, -0.0, 1.5, -1.5, float("nan"), float("inf"), -fl
     rows=st.lists(st.lists(_FLOATS, min_size=9, max_size=9), min_size=1, max_size=5),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),
 )
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_numbers_come_back_bit_for_bit(rows: list[list[float]], dtype: torch.dtype, tmp_path: Path) -> None:
     tensor = torch.tensor(rows, dtype=torch.float64).to(dtype)
     save_compact(tmp_path / "any.safetensors", {"w": tensor, "signs": tensor.abs() * -1})
