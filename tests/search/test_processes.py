@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -134,6 +135,18 @@ def test_a_worker_that_is_always_lost_fails_its_trial(way: str, reason: str, tmp
     bad, good = run(tmp_path, trials, Processes(1, retries=1))
     assert (bad.status, bad.attempts, good.status) == ("failed", 2, "done")
     assert bad.error == f"its worker {reason}; begun 2 times"
+
+
+def test_a_worker_that_is_slow_to_end_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    process.start()
+    monkeypatch.setattr(processes, "_GONE_LIMIT", 0.1)
+    assert processes._how_it_ended(process) == "its worker closed its pipe and did not end within 0.1 s"
+    monkeypatch.setattr(processes, "_GONE_LIMIT", float(SECONDS))
+    threading.Timer(0.3, process.terminate).start()
+    assert processes._how_it_ended(process) == "its worker was killed by SIGTERM"
 
 
 def test_a_trial_that_hangs_is_ended_with_all_that_it_started(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -28,8 +29,9 @@ def worker_that(*lines: str) -> tuple[str, ...]:
 
 def wait_for_the_end_of(number: int) -> None:
     """Wait until a process has ended; the time that a test may take bounds it."""
-    while psutil.pid_exists(number) and psutil.Process(number).status() != psutil.STATUS_ZOMBIE:
-        time.sleep(0.05)
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may go while it is looked at
+        while psutil.Process(number).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.05)
 
 
 def test_only_answers_are_answers() -> None:

@@ -31,6 +31,7 @@ from fxprune.search.work import load_work, worker_name
 
 START_LIMIT = 300.0  # seconds for a worker to load Python, torch and the work
 _END_LIMIT = 5.0  # seconds for a worker to leave by itself
+_GONE_LIMIT = 60.0  # seconds for a worker that has closed its pipe to be gone: Python takes down torch before
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -236,9 +237,11 @@ def _kill(worker: _Worker) -> None:
 
 
 def _how_it_ended(process: SpawnProcess) -> str:
-    process.join(_END_LIMIT)
+    process.join(_GONE_LIMIT)
     code = process.exitcode
-    if code is not None and code < 0:
+    if code is None:
+        return f"its worker closed its pipe and did not end within {_GONE_LIMIT:g} s"
+    if code < 0:
         name = signal.Signals(-code).name
         return f"its worker was killed by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
     return f"its worker ended with exit code {code}"
