@@ -13,7 +13,7 @@ from fxprune.errors import InputError
 _INSIDE = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
 """Wrappers that compute what they wrap does -> where they keep it."""
 _TAKEN = {name for name in dir(fx.GraphModule) if not hasattr(nn.Module, name)} | {"meta", "shape_env"}
-_LATER = "integers cannot be cut and compared, so prune first, and quantise what is left"
+_QUANTISED = "is quantised, and integers cannot be cut and compared; prune first, quantise then"
 
 
 def accepted(model: Any) -> nn.Module:
@@ -38,9 +38,7 @@ def accepted(model: Any) -> nn.Module:
                 "scripted or traced from"
             )
         if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
-            raise InputError(
-                f"{where} is quantised, and integers cannot be cut and compared; prune first, quantise then"
-            )
+            raise InputError(f"{where} {_QUANTISED}")
     _check_names(inside)
     for name, tensor in [*inside.named_parameters(), *inside.named_buffers()]:
         if nn.parameter.is_lazy(tensor):
@@ -50,9 +48,7 @@ def accepted(model: Any) -> nn.Module:
                 f"{name} is stored as {str(tensor.layout).removeprefix('torch.')}; make it dense (to_dense())"
             )
         if tensor.is_quantized:
-            raise InputError(
-                f"{name} is quantised, and integers cannot be cut and compared; prune first, quantise then"
-            )
+            raise InputError(f"{name} {_QUANTISED}")
     return inside
 
 

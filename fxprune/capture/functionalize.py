@@ -100,7 +100,7 @@ def leave_out_state(graph: fx.Graph) -> list[str]:
             write = written[storage]
             name = next(str(read.target) for read, place in stateful.items() if place == storage)
             raise CaptureError(
-                f"the model writes into {name} at {write.meta.get('source') or write.name} and what it returns depends "
+                f"the model writes into {name} at {_place_of(write)} and what it returns depends "
                 "on it, so that each call gives something else; a graph keeps no state: pass it as an input and "
                 "return what it becomes, or write it in training mode only"
             )

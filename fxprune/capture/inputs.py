@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.fitting import same_sizes, sizes_of
 from fxprune.capture.regions import require_whole
 from fxprune.capture.traced import Traced
 from fxprune.errors import InputError
@@ -31,7 +32,7 @@ def inputs_of(traced: Traced, batch: Any, what: str) -> Inputs:
 
     Raises:
         InputError: It is built in another way, or a tensor has another dtype, number of dimensions or size than the
-            example's (the batch, where it is dynamic, may have any size).
+            example's (what the capture left open, such as the batch, may have any size).
     """
     require_whole(traced, what, "its data are no inputs of the regions; use what needs no data")
     shape = pytree.tree_structure((traced.args, traced.kwargs))
@@ -71,25 +72,19 @@ def _holds_tensors(value: Any) -> bool:
 def _check(traced: Traced, inputs: Inputs, what: str) -> None:
     """Hold every leaf to the example's."""
     examples = pytree.tree_leaves((traced.args, traced.kwargs))
-    for (path, given), example in zip(pytree.tree_leaves_with_path(inputs), examples, strict=True):
+    leaves = zip(pytree.tree_leaves_with_path(inputs), examples, traced.open_dimensions(), strict=True)
+    for (path, given), example, dims in leaves:
         where = f"{what}: input {_name(path)}"
         if not isinstance(example, Tensor):
             if isinstance(given, Tensor) or given != example:
                 raise InputError(
                     f"{where} is {_described(given)}; the model was captured with {example!r} in its place"
                 )
-        elif not isinstance(given, Tensor) or given.dtype != example.dtype or not _fits(traced, given, example):
-            free = example.ndim and traced.batch_is_dynamic
-            sizes = ["any", *example.shape[1:]] if free else list(example.shape)
+        elif not isinstance(given, Tensor) or given.dtype != example.dtype or not same_sizes(given, example, dims):
             raise InputError(
                 f"{where} is {_described(given)}; the model was captured for {example.dtype} of sizes "
-                f"[{', '.join(map(str, sizes))}]: bring the data to that, or trace the model on inputs like the data"
+                f"{sizes_of(example, dims)}: bring the data to that, or trace the model on inputs like the data"
             )
-
-
-def _fits(traced: Traced, given: Tensor, example: Tensor) -> bool:
-    first = 1 if traced.batch_is_dynamic else 0
-    return given.ndim == example.ndim and given.shape[first:] == example.shape[first:]
 
 
 def _placed(traced: Traced, inputs: Inputs) -> Inputs:

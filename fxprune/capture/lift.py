@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -105,7 +106,7 @@ class Lifter:
             return
         values = {key: value.meta.get("val") if isinstance(value, fx.Node) else value for key, value in a.items()}
         module = recipe.build(values)
-        if module is not None and self._claim(found[1], module, tensors, training=False):  # type: ignore[arg-type]
+        if module is not None and self._claim(found[1], module, tensors):  # type: ignore[arg-type]
             self._call(node, found[0], tuple(a[key] for key in recipe.inputs))
 
     def _lift_recurrent(self, node: fx.Node) -> None:
@@ -129,8 +130,6 @@ class Lifter:
         self._call(node, path, (value, state))
         if not lstm:
             return
-        import operator
-
         for user in list(node.users):
             if user.target is operator.getitem and user.args[1] in (1, 2):
                 with self.graph.inserting_before(user):
@@ -138,9 +137,7 @@ class Lifter:
                 pair.meta = dict(user.meta)
                 user.args = (pair, user.args[1] - 1)  # type: ignore[operator]
 
-    def _claim(
-        self, owner: nn.Module, module: nn.Module, tensors: dict[str, Tensor], *, training: bool = False
-    ) -> bool:
+    def _claim(self, owner: nn.Module, module: nn.Module, tensors: dict[str, Tensor]) -> bool:
         """Let ``module`` stand for ``owner``; False where another call of the same owner needs different settings."""
         standing = self.lifted.get(id(owner))
         if standing is not None:
@@ -150,7 +147,7 @@ class Lifter:
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
             counter = getattr(owner, "num_batches_tracked", None)
             module.num_batches_tracked = counter if isinstance(counter, Tensor) else None
-        self.lifted[id(owner)] = module.train(training)
+        self.lifted[id(owner)] = module.eval()
         return True
 
     def _lift_dropout(self, node: fx.Node) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.fitting import same_kind, same_sizes
 from fxprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -219,19 +220,8 @@ def _stand_in(calls: Sequence[Call], examples: tuple[Any, ...], run: Run) -> Cal
 def _fits(given: Any, example: Any, free: tuple[int, ...]) -> bool:
     if not isinstance(given, Tensor) or not isinstance(example, Tensor):
         return type(given) is type(example) and bool(given == example)
-    if given.ndim != example.ndim or not same_kind(given, example):
-        return False
-    sizes = zip(given.shape, example.shape, strict=True)
-    return all(a == b for d, (a, b) in enumerate(sizes) if d not in free)
+    return same_kind(given, example) and same_sizes(given, example, free)
 
 
 def _same_dtype(given: Any, example: Any) -> bool:
     return isinstance(given, Tensor) and isinstance(example, Tensor) and given.dtype == example.dtype
-
-
-def same_kind(given: Tensor, example: Tensor) -> bool:
-    """Whether a graph that was captured on the one may be run on the other: floats on floats of any precision.
-
-    Of all else, code may ask for the dtype: it takes bytes for pixels, and other integers for ids.
-    """
-    return given.dtype == example.dtype or (given.is_floating_point() and example.is_floating_point())

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.regions import Regions, first_size, same_kind
+from fxprune.capture.fitting import same_kind, same_sizes, sizes_of
+from fxprune.capture.regions import Regions, first_size
 from fxprune.errors import InputError
 
 
@@ -55,7 +56,9 @@ class Traced:
     def another_size(self) -> float | None:
         """A scale for images of a size that the example does not have; None where theirs is fixed, or differ."""
         leaves = pytree.tree_leaves((self.args, self.kwargs))
-        sizes = {tuple(x.shape[2:]) for x, dims in zip(leaves, self._open(), strict=True) if 2 in dims or 3 in dims}
+        sizes = {
+            tuple(x.shape[2:]) for x, dims in zip(leaves, self.open_dimensions(), strict=True) if 2 in dims or 3 in dims
+        }
         return 1.5 if self.regions is None and len(sizes) == 1 else None
 
     def inputs(
@@ -81,7 +84,7 @@ class Traced:
             return redrawn(leaf, shape, generator)
 
         leaves, nested = pytree.tree_flatten((self.args, self.kwargs))
-        args, kwargs = pytree.tree_unflatten(map(fresh, leaves, self.batches(), self._open()), nested)
+        args, kwargs = pytree.tree_unflatten(map(fresh, leaves, self.batches(), self.open_dimensions()), nested)
         return args, kwargs
 
     def batches(self) -> list[int | None]:
@@ -91,9 +94,9 @@ class Traced:
         """
         leaves = pytree.tree_leaves((tuple(self.args), self.kwargs))
         batches = [self.batch] * len(leaves) if self.regions is None else self.regions.batches(leaves)
-        return [b if 0 in dims else None for dims, b in zip(self._open(), batches, strict=True)]
+        return [b if 0 in dims else None for dims, b in zip(self.open_dimensions(), batches, strict=True)]
 
-    def _open(self) -> list[tuple[int, ...]]:
+    def open_dimensions(self) -> list[tuple[int, ...]]:
         """Return for each input in flat order which of its dimensions may have any size."""
         leaves, nested = pytree.tree_flatten((tuple(self.args), self.kwargs))
         if self.dynamic_shapes is None:
@@ -142,7 +145,7 @@ class Traced:
 
     def _check(self, leaves: list[Any]) -> None:
         examples = pytree.tree_leaves((tuple(self.args), self.kwargs))
-        for leaf, example, dims in zip(leaves, examples, self._open(), strict=True):
+        for leaf, example, dims in zip(leaves, examples, self.open_dimensions(), strict=True):
             if not isinstance(leaf, Tensor):
                 continue
             if not same_kind(leaf, example):
@@ -150,14 +153,11 @@ class Traced:
                     f"{self.name} was captured for an input of {example.dtype}, and {leaf.dtype} is given; convert it, "
                     "or trace the model on inputs like these"
                 )
-            fits = leaf.ndim == example.ndim and all(
-                d in dims or n == m for d, (n, m) in enumerate(zip(leaf.shape, example.shape, strict=True))
-            )
-            if not fits:
-                sizes = ", ".join("any" if d in dims else str(n) for d, n in enumerate(example.shape))
+            if not same_sizes(leaf, example, dims):
                 raise InputError(
-                    f"{self.name} was captured for an input of sizes [{sizes}], and {list(leaf.shape)} is given; trace "
-                    "it on inputs like these, or with dynamic_size=True for images of any size"
+                    f"{self.name} was captured for an input of sizes {sizes_of(example, dims)}, and "
+                    f"{list(leaf.shape)} is given; trace it on inputs like these, or with dynamic_size=True for images "
+                    "of any size"
                 )
 
     def with_module(self, module: fx.GraphModule) -> Traced:

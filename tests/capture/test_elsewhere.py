@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxprune.capture import Traced, trace
+from fxprune.capture.inputs import inputs_of
 from fxprune.errors import InputError
 from tests.networks import normal
 
@@ -145,6 +146,15 @@ def test_other_sizes_than_a_graph_is_for_are_refused() -> None:
     for shape in ((2, 3, 12, 8), (2, 3, 8)):
         with pytest.raises(InputError, match=r"sizes \[any, 3, 8, 8\].*dynamic_size=True"):
             traced.run((normal(*shape),))
+
+
+def test_data_may_have_the_sizes_that_are_open() -> None:
+    batch = normal(3, 3, 12, 6)
+    traced = trace(nn.Conv2d(3, 4, 3), normal(2, 3, 8, 8), dynamic_size=True)
+    assert inputs_of(traced, batch, "a batch")[0][0] is batch
+    traced = trace(nn.Conv2d(3, 4, 3), normal(2, 3, 8, 8))
+    with pytest.raises(InputError, match=r"torch.float32 of sizes \[any, 3, 8, 8\]"):
+        inputs_of(traced, batch, "a batch")
 
 
 class Around(nn.Module):
