@@ -100,7 +100,7 @@ def export_program(
                 shapes, more = _really_open(program, args, kwargs, shapes)
                 notes += more
                 return program, shapes, before
-            notes.append(f"the batch is static at {_batch_of(args, kwargs)}: the model's code fixes it")
+            notes.append(f"the batch is static at {_batch_of(args, kwargs)}: {_why_static(args, kwargs)}")
             return program, None, before
         except Exception as error:  # torch.export raises many kinds; each is reported below
             problem = error
@@ -173,6 +173,14 @@ def _depends_on_values(problem: Exception | None) -> bool:
 
 def _batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     return next((int(x.shape[0]) for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.ndim), 0)
+
+
+def _why_static(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Return why an exporter left no batch open that it was asked to."""
+    alone = _batch_of(args, kwargs) == 1 and at_least_two(args, kwargs)[1] is kwargs
+    if alone:
+        return "a size of one cannot be left open, and not all inputs have it; give two samples"
+    return "the model's code fixes it"
 
 
 def _really_open(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> tuple[Any, list[str]]:

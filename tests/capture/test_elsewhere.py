@@ -97,6 +97,14 @@ def test_inputs_with_several_rows_for_each_sample_keep_them(batch: int) -> None:
     assert any("with a batch of" in note for note in traced.notes)
 
 
+def test_a_single_sample_that_not_all_inputs_have_asks_for_two() -> None:
+    model = Doubling().eval()
+    traced = trace(model, (normal(1, 6), normal(2, 6)))
+    assert traced.notes == (
+        "the batch is static at 1: a size of one cannot be left open, and not all inputs have it; give two samples",
+    )
+
+
 class Noisy(nn.Module):
     """Adds noise to what another computes."""
 
