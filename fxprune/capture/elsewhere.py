@@ -148,11 +148,15 @@ def unlike_at_another_size(model: nn.Module, module: fx.GraphModule, program: An
 def _share(own: int, batch: int, samples: int) -> int:
     """Return how many of an input there are for some samples, where the example has ``own`` for a batch.
 
-    They may be several for each sample, one for several, or some more than there are samples.
+    They may be several for each sample, one for several, some more than there are samples, or have nothing to do with
+    them.
     """
     if own % batch == 0:
         return own // batch * samples
-    return own * samples // batch if batch % own == 0 and own * samples % batch == 0 else own + samples - batch
+    if batch % own == 0 and own * samples % batch == 0:
+        return own * samples // batch
+    found = own + samples - batch
+    return found if found > 0 else own
 
 
 def _elements(shapes: Shapes) -> int:

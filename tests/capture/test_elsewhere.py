@@ -105,6 +105,23 @@ def test_a_single_sample_that_not_all_inputs_have_asks_for_two() -> None:
     )
 
 
+def test_inputs_of_fewer_rows_than_samples_are_no_obstacle() -> None:
+    class Edges(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 4)
+
+        def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+            y: Tensor = self.layer(x)
+            return y.index_add(0, edges[1], y[edges[0]])
+
+    model, edges = Edges().eval(), torch.tensor([[0, 1], [1, 2]])
+    traced = trace(model, (normal(7, 6), edges))
+    assert traced.batch_is_dynamic
+    x = normal(9, 6)
+    assert torch.allclose(traced.run((x, edges))[0], model(x, edges).detach(), atol=1e-5)
+
+
 class Noisy(nn.Module):
     """Adds noise to what another computes."""
 
