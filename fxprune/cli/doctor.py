@@ -8,24 +8,26 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.table import Table
 
 import fxprune
 from fxprune.cli.shared.console import err, out, say
-from fxprune.errors import EnvironmentProblem
+from fxprune.errors import EnvironmentProblem, FxPruneError
 
 REQUIRED = {
     "torch": "2.11",
     "onnx": "1.18",
-    "onnxscript": "0.5.6",
+    "onnxscript": "0.6",
     "onnx-ir": "0.1.16",
     "onnxruntime": "1.23",
     "networkx": "3.2",
     "numpy": "1.26",
     "scipy": "1.11",
-    "safetensors": "0.4",
+    "safetensors": "0.7",
     "filelock": "3.13",
     "typer": "0.16",
     "rich": "13",
@@ -75,6 +77,12 @@ def diagnose() -> None:
     for what, found in _machine(usable):
         say(f"{what}: {found}")
     _show_runtimes(usable)
+    if set(REQUIRED) <= usable:
+        with err.status("export a model of one layer"):
+            problem = export_problem()
+        say(f"export to ONNX: {problem or 'ok'}")
+        if problem:
+            raise EnvironmentProblem("models cannot be exported here; the line above says why")
     problems = [finding for finding in findings if finding.problem]
     for finding in problems:
         say(f"\n{finding.name}: {finding.problem}")
@@ -152,6 +160,24 @@ def _show_runtimes(usable: set[str]) -> None:
         broken = package in REQUIRED and package not in usable  # loading it here could end the doctor
         missing = f"needs {package}, see above" if broken else get_runtime(name).available()
         say(f"  {name}: {missing or 'ok'}")
+
+
+def export_problem() -> str:
+    """Export a layer and run the file: each of the packages may be new enough, and still not fit the others."""
+    import torch
+
+    from fxprune.capture import trace
+    from fxprune.deploy.onnx import export_onnx
+    from fxprune.deploy.parity import check_parity
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="fxprune-doctor-") as folder:
+            traced = trace(torch.nn.Conv2d(3, 4, 3).eval(), torch.randn(2, 3, 8, 8))
+            export_onnx(traced, Path(folder) / "model.onnx")
+            check_parity(traced, Path(folder) / "model.onnx")
+    except FxPruneError as error:
+        return str(error)
+    return ""
 
 
 def _machine(usable: set[str]) -> list[tuple[str, str]]:

@@ -171,13 +171,24 @@ def _call_exporter(traced: Traced, opset: int | None, *, optimize: bool) -> torc
                 dynamic_shapes=shapes,
             )
     except ModuleNotFoundError as error:
-        raise EnvironmentProblem(
-            f"ONNX export needs the package {error.name}, which is not installed: pip install {error.name}"
-        ) from error
+        raise _missing(str(error.name)) from error
     except Exception as error:  # the exporter raises whatever happened inside it, under many classes
         raise InputError(f"{traced.name} cannot be exported to ONNX: {_innermost(error)}") from error
     assert program is not None  # dynamo=True always gives one
     return program
+
+
+def _missing(module: str) -> EnvironmentProblem:
+    """Tell a package that is not there from one of which torch asks for a part that its version does not have."""
+    package = module.partition(".")[0]
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return EnvironmentProblem(f"ONNX export needs {package}, which is not installed: pip install {package}")
+    return EnvironmentProblem(
+        f"torch {torch.__version__} asks for {module} to export to ONNX, which {package} {version} does not have: "
+        f"pip install --upgrade {package}"
+    )
 
 
 @contextlib.contextmanager

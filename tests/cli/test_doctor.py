@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 import fxprune
 from fxprune.cli import doctor
@@ -56,6 +57,7 @@ def test_here(start: Start) -> None:
     if code == 0:  # torchvision, the only one that may be missing or broken where the tests run at all
         assert said == ""
     assert "onnxruntime providers: " in printed
+    assert "export to ONNX: ok" in printed
     lines = printed.splitlines()
     assert "  onnxruntime-cpu: ok" in lines
     for name, missing in survey().items():
@@ -93,6 +95,23 @@ def test_a_model_of_that_torchvision_points_to_the_doctor(start: Start, tmp_path
     assert code == 2
     assert "fxprune doctor" in said
     assert "Traceback" not in said
+
+
+def test_packages_that_do_not_fit_each_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is new enough for fxprune, and onnxscript too old for torch, which says so by an import that fails."""
+
+    def old(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'onnxscript.torch_99'", name="onnxscript.torch_99")
+
+    monkeypatch.setattr(torch.onnx, "export", old)
+    with pytest.raises(EnvironmentProblem, match="cannot be exported here"):
+        doctor.diagnose()
+    said = capsys.readouterr().out
+    version = importlib.metadata.version("onnxscript")
+    assert f"asks for onnxscript.torch_99 to export to ONNX, which onnxscript {version} does not have: pip" in said
+    assert "pip install --upgrade onnxscript" in said
 
 
 def test_packages_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
