@@ -76,19 +76,16 @@ def diagnose() -> None:
     usable = {finding.name for finding in findings if finding.state == "ok"}
     for what, found in _machine(usable):
         say(f"{what}: {found}")
+    broken = _show_export() if set(REQUIRED) <= usable else ""
     _show_runtimes(usable)
-    if set(REQUIRED) <= usable:
-        with err.status("export a model of one layer"):
-            problem = export_problem()
-        say(f"export to ONNX: {problem or 'ok'}")
-        if problem:
-            raise EnvironmentProblem("models cannot be exported here; the line above says why")
     problems = [finding for finding in findings if finding.problem]
     for finding in problems:
         say(f"\n{finding.name}: {finding.problem}")
     for remedy in dict.fromkeys(finding.remedy for finding in problems):
         say(f"  {remedy}")
     failed = [f.name for f in problems if f.version or f.name in REQUIRED]
+    if broken:
+        raise EnvironmentProblem(f"models cannot be exported here: {broken}")
     if failed:
         raise EnvironmentProblem(f"{', '.join(failed)} cannot be used here; the lines above say what to install")
 
@@ -162,7 +159,15 @@ def _show_runtimes(usable: set[str]) -> None:
         say(f"  {name}: {missing or 'ok'}")
 
 
-def export_problem() -> str:
+def _show_export() -> str:
+    """Print whether a layer can be exported; return why not, empty where it can."""
+    with err.status("export a layer to ONNX"):
+        problem = _export_problem()
+    say(f"export to ONNX: {'fails, see below' if problem else 'ok'}")
+    return problem
+
+
+def _export_problem() -> str:
     """Export a layer and run the file: each of the packages may be new enough, and still not fit the others."""
     import torch
 

@@ -106,12 +106,13 @@ def test_packages_that_do_not_fit_each_other(
         raise ModuleNotFoundError("No module named 'onnxscript.torch_99'", name="onnxscript.torch_99")
 
     monkeypatch.setattr(torch.onnx, "export", old)
-    with pytest.raises(EnvironmentProblem, match="cannot be exported here"):
-        doctor.diagnose()
-    said = capsys.readouterr().out
     version = importlib.metadata.version("onnxscript")
-    assert f"asks for onnxscript.torch_99 to export to ONNX, which onnxscript {version} does not have: pip" in said
-    assert "pip install --upgrade onnxscript" in said
+    with pytest.raises(EnvironmentProblem) as caught:
+        doctor.diagnose()
+    assert str(caught.value).startswith("models cannot be exported here: torch ")
+    assert f"asks for onnxscript.torch_99 to export to ONNX, which onnxscript {version} does not" in str(caught.value)
+    assert "pip install --upgrade onnxscript" in str(caught.value)
+    assert "export to ONNX: fails, see below" in capsys.readouterr().out
 
 
 def test_packages_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
