@@ -133,10 +133,10 @@ def test_a_missing_package_says_what_to_install(
     convnet: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def export(*args: Any, **kwargs: Any) -> None:
-        raise ModuleNotFoundError("No module named 'onnxscript'", name="onnxscript")
+        raise ModuleNotFoundError("No module named 'fxprune_absent'", name="fxprune_absent.part")
 
     monkeypatch.setattr(torch.onnx, "export", export)
-    with pytest.raises(EnvironmentProblem, match="pip install onnxscript"):
+    with pytest.raises(EnvironmentProblem, match="fxprune_absent, which is not installed: pip install fxprune_absent"):
         export_onnx(convnet, tmp_path / "model.onnx")
 
 
