@@ -44,6 +44,11 @@ def older_objects_set_aside() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Let everything go at the end: libraries look then for what is left of theirs, and call it a leak."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Weights are random in many tests, and the same in each run."""
