@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +54,8 @@ class Slow(Objective):
         time.sleep(self.seconds if self.steps else 600)
 
 
-def main() -> None:
-    folder, options = sys.argv[1], json.loads(sys.argv[2])
+def train(folder: str, options: dict[str, Any]) -> None:
+    """Train as the options say; they are used up."""
     torch.set_num_threads(1)
     torch.manual_seed(1)
     model = Net(options.pop("dropout", 0.0))
@@ -81,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    train(sys.argv[1], json.loads(sys.argv[2]))
