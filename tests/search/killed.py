@@ -36,9 +36,8 @@ def train(model: nn.Module, resolution: int | None, epochs: int, folder: Path) -
     return subjects.train_and_evaluate(model, resolution, epochs)
 
 
-def main() -> None:
+def run(folder: Path, out: Path) -> None:
     """Search, and write what was found."""
-    folder, out = map(Path, sys.argv[1:])
     torch.set_num_threads(1)
 
     def tell(event: Event, trial: Trial) -> None:
@@ -57,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(*map(Path, sys.argv[1:]))
