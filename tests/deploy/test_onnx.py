@@ -140,6 +140,21 @@ def test_a_missing_package_says_what_to_install(
         export_onnx(convnet, tmp_path / "model.onnx")
 
 
+def test_what_an_exporter_prints_is_kept_from_results(
+    convnet: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Onnxscript 0.6 prints which rules it applied, which would stand before the JSON of a command."""
+    real = torch.onnx.export
+
+    def export(*args: Any, **kwargs: Any) -> Any:
+        print("Applied 2 of general pattern rewrite rules.")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    export_onnx(convnet, tmp_path / "model.onnx")
+    assert capsys.readouterr().out == ""
+
+
 def test_the_old_file_survives_a_failure(convnet: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = export_onnx(convnet, tmp_path / "model.onnx").path
     old = path.read_bytes()
