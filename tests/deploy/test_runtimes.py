@@ -230,7 +230,7 @@ class _Fallen(OnnxRuntime):
 
 def test_a_session_that_fell_back_to_the_cpu_is_refused_by_node(files: dict[str, Path]) -> None:
     runtime = _Fallen("onnxruntime-cuda", "CUDAExecutionProvider", "cuda", package="onnxruntime-gpu")
-    with pytest.raises(EnvironmentProblem, match=r"run \d nodes .* without CUDAExecutionProvider: node_\w+ \(Conv\)"):
+    with pytest.raises(EnvironmentProblem, match=r"run \d nodes .* without CUDAExecutionProvider: \w+ \(Conv\)"):
         runtime.load(files["small"])
 
 
@@ -248,7 +248,8 @@ def test_versions_that_record_no_placement_are_profiled(
     session = get_runtime(DEFAULT_RUNTIME).load(files["small"])
     recorded = session.placement()
     assert set(recorded.nodes) == {CPU}
-    monkeypatch.delattr(onnxruntime.InferenceSession.__bases__[0], "get_provider_graph_assignment_info")
+    base = onnxruntime.InferenceSession.__bases__[0]
+    monkeypatch.delattr(base, "get_provider_graph_assignment_info", raising=False)
     assert recorded_placement(session.raw) is None  # type: ignore[attr-defined]
     ops = [node.op for node in session.placement().nodes[CPU]]
     assert ops.count("Conv") == [node.op for node in recorded.nodes[CPU]].count("Conv") == 3
