@@ -1,8 +1,9 @@
 """Jobs side by side, each in a process of its own that is bounded in time and in memory.
 
-A worker answers by lines of JSON, each as soon as there is one, so that one that is killed leaves what it had. What
-else it prints goes to a log, whose end says why it broke. Nothing is kept here: whoever takes the answers writes them
-down (``tools/_records.py``), and asks the next time for what is missing.
+A worker answers by lines of JSON, each as soon as there is one, so that one that is killed leaves what it had. It has a
+file of its own for them: whatever it prints, also by C code or before it begins, goes to a log, whose end says why it
+broke. Nothing is kept here: whoever takes the answers writes them down (``tools/_records.py``), and asks the next time
+for what is missing.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import contextlib
 import json
 import os
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
@@ -27,6 +27,7 @@ Record = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 0.2
 TAIL = 600  # characters of the log that are told
+_ANSWERS = "FXPRUNE_POOL_ANSWERS"  # variable of a worker: the number of its open file for answers
 
 
 # ---------------------------------------------------------------- the worker's side
@@ -34,34 +35,26 @@ TAIL = 600  # characters of the log that are told
 
 @contextlib.contextmanager
 def answering() -> Iterator[Callable[[Any], None]]:
-    """Give the function that answers; whatever else is printed meanwhile, also by C code, goes to the log.
+    """Give the function that answers; who is started by hand answers on stdout.
 
     To begin is an answer of its own, which the pool keeps for itself: who never got here did not start. A worker whose
     pool ends, however that ends, ends with it.
     """
-    _end_with_the_pool()
-    sys.stdout.flush()
-    out = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        with os.fdopen(os.dup(out), "w", encoding="utf-8") as stream:
+    number = os.environ.pop(_ANSWERS, None)  # what a worker starts is no worker
+    if number is not None:
+        _end_with_the_pool()
+    with os.fdopen(os.dup(1) if number is None else int(number), "w", encoding="utf-8") as stream:
 
-            def answer(value: Any) -> None:
-                stream.write(json.dumps(value, default=float) + "\n")
-                stream.flush()
+        def answer(value: Any) -> None:
+            stream.write(json.dumps(value, default=float) + "\n")
+            stream.flush()
 
-            answer(None)
-            yield answer
-    finally:
-        sys.stdout.flush()
-        os.dup2(out, 1)
-        os.close(out)
+        answer(None)
+        yield answer
 
 
 def _end_with_the_pool() -> None:
     """Watch the pipe from the pool, which says nothing and breaks when the pool ends."""
-    if os.getsid(0) != os.getpid() or not stat.S_ISFIFO(os.fstat(0).st_mode):
-        return  # started by hand
 
     def watch() -> None:
         os.read(0, 1)
@@ -235,8 +228,9 @@ def run_all(
 def _start(job: Job, folder: Path, environment: Mapping[str, str] | None) -> Worker:
     with (folder / "answers").open("wb") as answers, (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, *job.words], cwd=ROOT, env={**os.environ, **(environment or {})},
-            stdin=subprocess.PIPE, stdout=answers, stderr=log, start_new_session=True,
+            [sys.executable, *job.words], cwd=ROOT,
+            env={**os.environ, **(environment or {}), _ANSWERS: str(answers.fileno())}, pass_fds=[answers.fileno()],
+            stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     return Worker(job, process, folder)
 

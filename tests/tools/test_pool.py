@@ -43,6 +43,13 @@ def test_only_answers_are_answers() -> None:
     assert worker.take() == []
 
 
+def test_what_is_printed_before_and_behind_the_answers_is_none_of_them() -> None:
+    """An answer too many would be taken for that of the next item."""
+    kind, code = worker_that("for word in sys.argv[1:]: answer({'n': int(word)})")
+    many = Many((kind, f"print('loud', flush=True)\n{code}\nprint(7)"), 10, 1, lambda n, worker: {"lost": n})
+    assert [record for some in many.run(range(3), 1, NONE) for record in some] == [{"n": n} for n in range(3)]
+
+
 def test_answers_come_before_the_end(tmp_path: Path) -> None:
     """The worker ends when it is told so, and it is told so when its answer has come."""
     flag = tmp_path / "heard"
