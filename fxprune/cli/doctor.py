@@ -169,19 +169,22 @@ def _show_export() -> str:
 
 def _export_problem() -> str:
     """Export a layer and run the file: each of the packages may be new enough, and still not fit the others."""
-    import torch
-
-    from fxprune.capture import trace
-    from fxprune.deploy.onnx import export_onnx
-    from fxprune.deploy.parity import check_parity
-
     try:
+        import torch
+
+        from fxprune.capture import trace
+        from fxprune.cli.report.facts import PARITY_TOLERANCE
+        from fxprune.deploy.onnx import export_onnx
+        from fxprune.deploy.parity import check_parity
+
         with tempfile.TemporaryDirectory(prefix="fxprune-doctor-") as folder:
             traced = trace(torch.nn.Conv2d(3, 4, 3).eval(), torch.randn(2, 3, 8, 8))
             export_onnx(traced, Path(folder) / "model.onnx")
-            check_parity(traced, Path(folder) / "model.onnx")
+            check_parity(traced, Path(folder) / "model.onnx").require(PARITY_TOLERANCE)
     except FxPruneError as error:
         return str(error)
+    except Exception as error:  # packages that do not fit raise anything, and what else was found is still to be told
+        return f"{type(error).__name__}: {error}"
     return ""
 
 

@@ -9,10 +9,13 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 import fxprune
+from fxprune.capture import Traced
 from fxprune.cli import doctor
 from fxprune.cli.doctor import examine
 from fxprune.deploy.runtimes import survey
@@ -113,6 +116,28 @@ def test_packages_that_do_not_fit_each_other(
     assert f"asks for onnxscript.torch_99 to export to ONNX, which onnxscript {version} does not" in str(caught.value)
     assert "pip install --upgrade onnxscript" in str(caught.value)
     assert "export to ONNX: fails, see below" in capsys.readouterr().out
+
+
+def test_an_export_that_breaks_or_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fxprune.deploy import onnx as deployed
+
+    export = deployed.export_onnx
+
+    def halved(traced: Traced, path: Path) -> None:
+        export(traced, path)
+        model = onnx.load(path)
+        for tensor in model.graph.initializer:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) / 2, tensor.name))
+        onnx.save(model, path)
+
+    def breaks(traced: Traced, path: Path) -> None:
+        raise AttributeError("module 'onnx_ir' has no attribute 'passes'")
+
+    assert doctor._export_problem() == ""
+    monkeypatch.setattr(deployed, "export_onnx", halved)
+    assert doctor._export_problem().startswith("the ONNX file differs from the graph by more than 0.0001")
+    monkeypatch.setattr(deployed, "export_onnx", breaks)
+    assert doctor._export_problem() == "AttributeError: module 'onnx_ir' has no attribute 'passes'"
 
 
 def test_packages_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
