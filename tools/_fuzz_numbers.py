@@ -41,8 +41,11 @@ def variants(numbers: list[int], at: int, width: int) -> Iterator[list[int]]:
         yield numbers[:at] + [0] * len(numbers[at : at + width]) + numbers[at + width :]
 
 
-class TooLong(Exception):
-    """A case that took longer than it may."""
+class TooLong(BaseException):
+    """A case that took longer than it may.
+
+    It is raised in the middle of the library, or of torch, which take any Exception for a failure of what they try.
+    """
 
 
 @contextlib.contextmanager

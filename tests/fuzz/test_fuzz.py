@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from fxprune.channels.rules.table import Flow
 from tools import _fuzz_check, fuzz
 from tools._fuzz_check import WrongNumber, check_program
+from tools._fuzz_numbers import TooLong, bounded
 from tools._fuzz_program import OPERATIONS, Program, Seeded, write_program
 
 SHARDS, EACH = 6, 30
@@ -94,6 +97,11 @@ def test_what_fails_is_made_smaller_and_recorded_once(
     for record in wrong:
         assert len(record["source"]) <= len(write_program(Seeded(record["network"])).source)
         assert "class Network" in record["source"]
+
+
+def test_what_takes_too_long_ends_also_where_failures_are_caught() -> None:
+    with pytest.raises(TooLong), bounded(1), contextlib.suppress(Exception):
+        time.sleep(60)
 
 
 def test_a_run_that_goes_on_and_its_table(tmp_path: Path) -> None:
