@@ -28,7 +28,9 @@ class Limits:
             return f"more than {self.memory:g} GiB"
         record = latest(worker)
         seconds = time.time() - record["phase_since"] if "phase_since" in record else time.monotonic() - worker.started
-        if record["phase"] != "done" and seconds > self.of(record["phase"]):
+        if record["phase"] == "done":  # all is said, and it may still hang as it ends
+            seconds = time.monotonic() - worker.heard
+        if seconds > self.of(record["phase"]):
             return f"no answer in {self.of(record['phase']):g} s"
         return ""
 

@@ -119,8 +119,9 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     record: dict[str, Any] = {
         tool: [line for line in lines if line["tool"] == tool and "stages" in line] for tool in TOOLS
     }
-    if lines and "stages" not in lines[-1]:
-        record[lines[-1]["tool"]].append({"turn": lines[-1]["turn"], "error": worker.why})
+    for last in lines[-1:] or [{"tool": tool, "turn": 0} for tool in TOOLS]:  # without any, the model was not built
+        if "stages" not in last:
+            record[last["tool"]].append({"turn": last["turn"], "error": worker.why or "it said nothing"})
     return record
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,7 +16,7 @@ pytest.importorskip("psutil")
 import torch
 from torch import nn
 
-from tools import _zoo_check, _zoo_markdown, _zoo_models, _zoo_pool, _zoo_record, zoo
+from tools import _zoo_check, _zoo_markdown, _zoo_models, _zoo_pool, _zoo_record, bench_prune, zoo
 from tools._pool import Job
 
 
@@ -182,6 +185,29 @@ def test_a_killed_worker_leaves_what_it_had(monkeypatch: pytest.MonkeyPatch):
     assert done["macs"] == 7
     assert done["detail"] == "no answer in 5 s (in plan)"
     assert done["peak_rss_mib"] > 0
+
+
+def test_a_worker_that_hangs_when_all_is_said_is_ended(monkeypatch: pytest.MonkeyPatch):
+    script = IN_THE_PLAN.replace('"work"', '"done", "outcome": "exact"')
+    monkeypatch.setattr(_zoo_pool, "job", lambda *_: Job(("-c", script), (("fxprune", "resnet18"),)))
+    (done,) = _zoo_pool.run([("fxprune", "resnet18")], 1, 1, 0, _zoo_pool.Limits(check=0.5))
+    assert (done["outcome"], done["macs"]) == ("exact", 7)
+    assert "detail" not in done
+
+
+@pytest.mark.parametrize(
+    ("answers", "failed"),
+    [
+        ([], ["fxprune", "torch-pruning"]),
+        ([{"tool": "fxprune", "turn": 0}], ["fxprune"]),
+        ([{"tool": "fxprune", "turn": 0, "stages": {}, "error": ""}], []),
+    ],
+)
+def test_who_does_not_end_has_an_error(monkeypatch: pytest.MonkeyPatch, answers: list[Any], failed: list[str]):
+    worker = SimpleNamespace(answers=answers, why="process ended with code 1: no such model")
+    monkeypatch.setattr(bench_prune, "run_one", lambda *_: worker)
+    found = bench_prune.measure("resnet18", argparse.Namespace(rounds=1, threads=1, timeout=1.0))
+    assert [tool for tool, runs in found.items() if any(run["error"] == worker.why for run in runs)] == failed
 
 
 def test_markdown_sets_the_tools_side_by_side():
