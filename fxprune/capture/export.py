@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
@@ -66,7 +67,7 @@ def trace(
     args, named = pytree.tree_map(apart, (args, named))
     if dynamic_size and not dynamic_batch:
         raise InputError("dynamic_size leaves the batch open too; leave dynamic_batch=False out")
-    with unchanged(model), quiet_eval(model):
+    with unchanged(model), quiet_eval(model), torch.random.fork_rng():  # samples are made up where there are too few
         try:
             return _whole(model, args, named, dynamic_batch, dynamic_size)
         except CaptureError as problem:
