@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fxprune.cli.shared.console import INTERRUPTED, Stages, err, out, say
 from fxprune.cli.shared.files import parse_sizes, require_writable, write_json
-from fxprune.cli.shared.interrupts import termination_interrupts
+from fxprune.interrupts import termination_interrupts
 
 if TYPE_CHECKING:
     from fxprune.deploy.bench import Bench

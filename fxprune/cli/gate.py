@@ -12,8 +12,8 @@ from rich.table import Table
 
 from fxprune.cli.shared.console import INTERRUPTED, err, out, say
 from fxprune.cli.shared.files import parse_sizes, require_writable, write_json, write_text
-from fxprune.cli.shared.interrupts import termination_interrupts
 from fxprune.errors import FxPruneError, InputError
+from fxprune.interrupts import termination_interrupts
 
 if TYPE_CHECKING:
     from fxprune.deploy.gate import GateConfig, GateResult

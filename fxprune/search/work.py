@@ -25,6 +25,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fxprune.errors import InputError
+from fxprune.interrupts import was_interrupted
 from fxprune.search.trials import RESULT, SCHEMA, Trial, TrialResult, Work, read_result
 
 ATTEMPTS, LOG = "attempts.jsonl", "log.txt"
@@ -75,7 +76,8 @@ def carry_out(trial: Trial, work: Work, folder: Path) -> TrialResult:
     """Run a trial to its end, note how it ended, and return that.
 
     Whatever the work raises, or returns that is no result, makes a failed trial. The traceback is in ``log.txt``. What
-    ends the process (``SystemExit``, which is also what a worker that is told to leave raises) is no result.
+    ends the process (``SystemExit``, which is also what a worker that is told to leave raises) is no result, and
+    neither is what an interrupt became on its way.
 
     Args:
         trial: What to run.
@@ -113,6 +115,8 @@ def _call(function: Callable[[Trial, Path], Any], trial: Trial, folder: Path) ->
     except Exception as error:
         if isinstance(error, SearchStopped) or _is_full(error, folder):
             raise
+        if was_interrupted(error):
+            raise KeyboardInterrupt from error
         with (folder / LOG).open("a") as file:
             file.write(traceback.format_exc())
         return None, error

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from fxprune.cli.search.job import Job, Options, prepare
 from fxprune.cli.search.parts import forget_files
 from fxprune.cli.shared.console import err, say
-from fxprune.cli.shared.interrupts import lasting_interrupts
 from fxprune.cli.shared.output import staging
 from fxprune.errors import VerifyError
+from fxprune.interrupts import lasting_interrupts
 
 if TYPE_CHECKING:
     from fxprune.search import Event, Trial

@@ -26,8 +26,8 @@ from fxprune.cli.main import app
 from fxprune.cli.search.facts import sections
 from fxprune.cli.search.html import render
 from fxprune.cli.search.md import render_markdown
-from fxprune.cli.shared.interrupts import lasting_interrupts
 from fxprune.errors import InputError
+from fxprune.interrupts import lasting_interrupts
 from fxprune.planning import count
 from fxprune.search import Subject, load
 from fxprune.training import load_data

@@ -26,6 +26,26 @@ def termination_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+_heard = threading.Event()
+"""Set from an interrupt on to the end of the block that listens."""
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Return whether an error is what became of an interrupt: libraries turn one into errors of their own.
+
+    One that :func:`lasting_interrupts` heard is behind whatever fails after it; of others the chain of an error tells,
+    where the library kept it.
+    """
+    seen = set[int]()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        if isinstance(link, KeyboardInterrupt):
+            return True
+        seen.add(id(link))
+        link = link.__cause__ or link.__context__
+    return _heard.is_set()
+
+
 @contextlib.contextmanager
 def lasting_interrupts() -> Iterator[Callable[[], None]]:
     """Let SIGTERM and Ctrl-C raise KeyboardInterrupt within the block, and give a call that does so where one got lost.
@@ -33,15 +53,13 @@ def lasting_interrupts() -> Iterator[Callable[[], None]]:
     Python drops what is raised while it frees an object, which a long computation does all the time. Only the main
     thread hears signals.
     """
-    heard = False
 
     def stop(_: int, __: FrameType | None) -> None:
-        nonlocal heard
-        heard = True
+        _heard.set()
         raise KeyboardInterrupt
 
     def check() -> None:
-        if heard:
+        if _heard.is_set():
             raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
@@ -54,3 +72,4 @@ def lasting_interrupts() -> Iterator[Callable[[], None]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _heard.clear()
