@@ -23,6 +23,8 @@ from fxprune.capture.traced import Traced
 from fxprune.capture.untouched import apart, unchanged
 from fxprune.errors import CaptureError, InputError
 
+_SIZE_TOO = "the size of images is fixed too: it is open together with the batch alone"
+
 
 def trace(
     model: nn.Module,
@@ -112,8 +114,8 @@ def _whole(
         wrong = unlike_at_another_batch(model, module, exported, inputs, one=bool(before.outputs))
         if wrong:
             closed = _whole(model, *example, False, False)
-            note = f"the batch is static at {closed.batch}: {wrong}"
-            return dataclasses.replace(closed, notes=(*closed.notes, note))
+            notes = [*closed.notes, f"the batch is static at {closed.batch}: {wrong}", *([_SIZE_TOO] if size else [])]
+            return dataclasses.replace(closed, notes=tuple(notes))
         wrong = unlike_at_another_size(model, module, exported, inputs)
         if wrong:
             closed = _whole(model, *example, True, False)
@@ -121,7 +123,8 @@ def _whole(
     propagate(module, args, kwargs)
     for node, sizes in scaled.items():
         node.meta[KEY] = sizes
-    return Traced(module, args, kwargs, shapes, type(model).__name__, (*before.notes, *more))
+    notes = [*before.notes, *([_SIZE_TOO] if size and shapes is None else []), *more]
+    return Traced(module, args, kwargs, shapes, type(model).__name__, tuple(notes))
 
 
 def _compare(model: nn.Module, module: fx.GraphModule, args: Any, kwargs: Any, outputs: Any) -> None:

@@ -161,6 +161,24 @@ def test_a_decision_by_the_size_of_images_closes_it(condition: Callable[[torch.S
         assert_same_where_it_runs(traced, model, normal(3, 3, *size))
 
 
+class Pairs(nn.Module):
+    """Takes two samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x
+        return torch.stack([first + second, first - second])
+
+
+@pytest.mark.parametrize("model", [Pairs(), Deciding(lambda shape: shape[0] > 3)], ids=["the exporter", "a try"])
+def test_a_size_that_closes_with_the_batch_is_told(model: nn.Module) -> None:
+    traced = trace(model.eval(), normal(2, 3, 8, 8), dynamic_size=True)
+    assert traced.dynamic_shapes is None
+    assert [note.partition(":")[0] for note in traced.notes] == [
+        "the batch is static at 2", "the size of images is fixed too",
+    ]  # fmt: skip
+    assert not any("fixed too" in note for note in trace(model.eval(), normal(2, 3, 8, 8)).notes)
+
+
 def test_other_sizes_than_a_graph_is_for_are_refused() -> None:
     class Halved(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
