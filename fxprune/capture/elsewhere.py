@@ -5,7 +5,8 @@ of ``if x.shape[0] > 1``, or a ``squeeze``, not even that, since it holds open s
 then computes the one side for all sizes.
 
 Sizes are looked for that break a guard, many of them, since a guard costs next to nothing to ask; the model and its
-graph are run at a few of those that were found for each guard.
+graph are run at a few of those that were found for each guard. Not seen is a second decision behind a first one whose
+two sides compute the same: of ``if n > 8`` in chunks, and ``if n > 64`` otherwise, the exporter notes the first alone.
 """
 
 from __future__ import annotations
