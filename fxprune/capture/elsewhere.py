@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.agreement import disagreement, is_random
 from fxprune.capture.no_graph import first_line
-from fxprune.capture.program import numbers_in_guards, open_dimensions
+from fxprune.capture.program import batch_symbols, numbers_in_guards, open_dimensions
 from fxprune.capture.propagate import flat_inputs
 from fxprune.capture.untouched import copied, running
 
@@ -116,7 +116,7 @@ def unlike_at_another_batch(
         shapes
         for n, shapes in ((n, of(n)) for n in numbers if n > 1)
         if _elements(shapes) <= (most if n <= max(_SAMPLES, 8 * batch) else _FEW)
-    ]
+    ] + [shapes for shapes in _each_alone(example) if _elements(shapes) <= most]
     tried = [of(1)] if one and batch > 1 else []
     return _first_unlike(model, module, example, [*tried, *islice(_guarded(example, others), _RUNS)])
 
@@ -158,6 +158,19 @@ def _share(own: int, batch: int, samples: int) -> int:
         return own * samples // batch
     found = own + samples - batch
     return found if found > 0 else own
+
+
+def _each_alone(example: _Example) -> Iterator[Shapes]:
+    """Yield shapes in which one of several batches that are independent of each other is larger, and no other."""
+    symbols = batch_symbols(example.program)
+    groups = dict.fromkeys(mine for mine in symbols if mine)
+    for group in groups if len(groups) > 1 else ():
+        own = next(shape[0] for shape, mine in zip(example.shapes, symbols, strict=True) if mine == group)
+        for n in (own + 1, own + 2, 2 * own, 3 * own, 8 * own):
+            yield tuple(
+                (_share(shape[0], own, n), *shape[1:]) if mine == group else shape
+                for shape, mine in zip(example.shapes, symbols, strict=True)
+            )
 
 
 def _elements(shapes: Shapes) -> int:
@@ -214,8 +227,9 @@ def _first_unlike(model: nn.Module, module: fx.GraphModule, example: _Example, t
 
 
 def _named(example: _Example, shapes: Shapes) -> str:
-    """Return what a message calls inputs of other sizes: by the first of them that may have others."""
-    shape, dims = next(pair for pair in zip(shapes, example.opened, strict=True) if pair[1])
+    """Return what a message calls inputs of other sizes: by the first of them that has another than the example."""
+    found = [each for each in zip(shapes, example.opened, example.shapes, strict=True) if each[1]]
+    shape, dims, _ = next((each for each in found if each[0] != each[2]), found[0])
     return f"a batch of {shape[0]}" if 0 in dims else f"an input of {' x '.join(map(str, shape))}"
 
 

@@ -213,10 +213,22 @@ def _asks(shapes: Any, dimension: int) -> bool:
 
 def open_dimensions(program: Any) -> tuple[tuple[int, ...], ...]:
     """Return for each input of an exported program, in flat order, the dimensions that may have any size."""
+    return tuple(tuple(d for d, size in enumerate(shape) if is_open(size)) for shape in _shapes(program))
+
+
+def batch_symbols(program: Any) -> tuple[frozenset[Any], ...]:
+    """Return for each input of an exported program which symbols its dimension 0 depends on, none where it is fixed.
+
+    Inputs that share none have sizes that the program holds for independent of each other.
+    """
+    firsts: list[Any] = [next(iter(shape), None) for shape in _shapes(program)]
+    return tuple(frozenset(size.node.expr.free_symbols if is_open(size) else ()) for size in firsts)
+
+
+def _shapes(program: Any) -> list[Any]:
     pairs = zip(program.graph.find_nodes(op="placeholder"), program.graph_signature.input_specs, strict=True)
     values = [node.meta.get("val") for node, spec in pairs if spec.kind is InputKind.USER_INPUT]
-    shapes = [value.shape if isinstance(value, Tensor) else () for value in values]
-    return tuple(tuple(d for d, size in enumerate(shape) if is_open(size)) for shape in shapes)
+    return [value.shape if isinstance(value, Tensor) else () for value in values]
 
 
 def numbers_in_guards(program: Any) -> set[int]:

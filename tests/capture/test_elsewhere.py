@@ -122,6 +122,23 @@ def test_inputs_of_fewer_rows_than_samples_are_no_obstacle() -> None:
     assert torch.allclose(traced.run((x, edges))[0], model(x, edges).detach(), atol=1e-5)
 
 
+def test_batches_that_are_independent_are_tried_each_alone() -> None:
+    class Prompted(nn.Module):
+        """Doubles what it computes where there are more prompts than samples and one."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 4)
+
+        def forward(self, x: Tensor, prompts: Tensor) -> Tensor:
+            y: Tensor = self.layer(x) + self.layer(prompts).sum()
+            return 2 * y if prompts.shape[0] > x.shape[0] + 1 else y
+
+    traced = trace(Prompted().eval(), (normal(4, 6), normal(5, 6)))
+    assert not traced.batch_is_dynamic
+    assert any("with a batch of 6" in note for note in traced.notes)
+
+
 class Noisy(nn.Module):
     """Adds noise to what another computes."""
 
