@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -26,6 +27,7 @@ def termination_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+_AGAIN = 0.05  # seconds until an interrupt that was dropped is raised again
 _heard = threading.Event()
 """Set from an interrupt on to the end of the block that listens."""
 
@@ -50,8 +52,8 @@ def was_interrupted(error: BaseException) -> bool:
 def lasting_interrupts() -> Iterator[Callable[[], None]]:
     """Let SIGTERM and Ctrl-C raise KeyboardInterrupt within the block, and give a call that does so where one got lost.
 
-    Python drops what is raised while it frees an object, which a long computation does all the time. Only the main
-    thread hears signals.
+    Python drops what is raised while it frees an object, which a long computation does all the time; it is raised again
+    a moment later then. What a library swallows is left to the call. Only the main thread hears signals.
     """
 
     def stop(_: int, __: FrameType | None) -> None:
@@ -68,8 +70,33 @@ def lasting_interrupts() -> Iterator[Callable[[], None]]:
     heeded = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in heeded}
     try:
-        yield check
+        with _raised_again(stop):
+            yield check
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         _heard.clear()
+
+
+@contextlib.contextmanager
+def _raised_again(stop: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let a timer raise an interrupt that Python has dropped; systems without such timers go without."""
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+    hook = sys.unraisablehook
+
+    def dropped(raised: sys.UnraisableHookArgs) -> None:
+        if issubclass(raised.exc_type, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+        else:
+            hook(raised)
+
+    before = signal.signal(signal.SIGALRM, stop)
+    sys.unraisablehook = dropped
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,3 +62,38 @@ def test_other_errors_are_none() -> None:
     assert not was_interrupted(error)
     error.__context__ = KeyboardInterrupt()
     assert was_interrupted(error)
+
+
+class Freed:
+    """Is interrupted while it is freed, where Python drops what is raised."""
+
+    def __init__(self, raised: bool = False) -> None:
+        self.raised = raised
+
+    def __del__(self) -> None:
+        if self.raised:
+            raise ValueError("not free of faults")
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_interrupt_that_python_drops_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def hook(raised: Any) -> None:
+        seen.append(raised.exc_type)
+
+    monkeypatch.setattr(sys, "unraisablehook", hook)
+    alarm = signal.getsignal(signal.SIGALRM)
+    with lasting_interrupts() as check:
+        check()
+        Freed(raised=True)
+        with pytest.raises(KeyboardInterrupt):
+            Freed()
+            time.sleep(60)
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    assert seen == [ValueError]  # which is somebody else's
+    assert sys.unraisablehook is hook
+    assert signal.getsignal(signal.SIGALRM) == alarm
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
