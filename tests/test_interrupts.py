@@ -76,6 +76,11 @@ class Freed:
         os.kill(os.getpid(), signal.SIGINT)
 
 
+def free_and_wait() -> None:
+    Freed()
+    time.sleep(60)
+
+
 def test_an_interrupt_that_python_drops_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
@@ -88,8 +93,7 @@ def test_an_interrupt_that_python_drops_is_raised_again(monkeypatch: pytest.Monk
         check()
         Freed(raised=True)
         with pytest.raises(KeyboardInterrupt):
-            Freed()
-            time.sleep(60)
+            free_and_wait()
         with pytest.raises(KeyboardInterrupt):
             check()
     assert seen == [ValueError]  # which is somebody else's
