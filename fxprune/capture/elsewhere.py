@@ -99,7 +99,6 @@ def unlike_at_another_batch(
     def of(samples: int) -> Shapes:
         return example.reshaped(lambda shape, d: _share(shape[d], batch, samples))
 
-    near = [n + k for n in numbers_in_guards(program) for k in (-1, 0, 1)]
     numbers = [
         batch + 1,
         2 * batch,
@@ -109,7 +108,7 @@ def unlike_at_another_batch(
         61,
         64,
         *range(2, 2 * _SAMPLES),
-        *sorted(near),
+        *_near_guards(program),
     ]
     most = max(_MANY, 8 * _elements(example.shapes))
     others = [
@@ -137,13 +136,17 @@ def unlike_at_another_size(model: nn.Module, module: fx.GraphModule, program: An
     def all_of(size: int) -> Shapes:
         return example.reshaped(lambda shape, d: size)
 
-    near = sorted(n + k for n in numbers_in_guards(program) for k in (-1, 0, 1))
     turned = example.reshaped(lambda shape, d: shape[5 - d] if len(shape) == 4 and d in (2, 3) else shape[d])
     steps = [larger(k) for step in range(1, _STEPS + 1) for k in (step, -step)]
-    others = [*map(scaled, _SCALES), turned, *steps, *map(all_of, near)]
+    others = [*map(scaled, _SCALES), turned, *steps, *map(all_of, _near_guards(program))]
     most = max(_FEW, 16 * _elements(example.shapes))
     tried = islice(_guarded(example, [shapes for shapes in others if _elements(shapes) <= most]), _RUNS)
     return _first_unlike(model, module, example, tried)
+
+
+def _near_guards(program: Any) -> list[int]:
+    """Return the numbers that guards compare sizes with, and their neighbours."""
+    return sorted(n + k for n in numbers_in_guards(program) for k in (-1, 0, 1))
 
 
 def _share(own: int, batch: int, samples: int) -> int:
